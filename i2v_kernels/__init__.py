@@ -1,0 +1,1 @@
+"""Fused kernels that turn image-language models into video models at the price of images."""

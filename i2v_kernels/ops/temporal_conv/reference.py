@@ -1,0 +1,23 @@
+"""The definition of ``temporal_conv`` in plain PyTorch; every backend is judged against it in float64."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, prefix: int, prefix_mode: str
+) -> Tensor:
+    batch, frames, tokens, channels = x.shape
+    patches = x[:, :, prefix:].reshape(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
+    padding = [size // 2 for size in weight.shape[2:]]
+    out = F.conv3d(patches, weight, bias, padding=padding, groups=channels)
+    out = out.permute(0, 2, 3, 4, 1).reshape(batch, frames, tokens - prefix, channels)
+    if prefix == 0:
+        return out
+    class_tokens = x[:, :, :prefix]
+    if prefix_mode == "zero":
+        class_tokens = torch.zeros_like(class_tokens)
+    return torch.cat([class_tokens, out], dim=2)

@@ -1,0 +1,27 @@
+"""The definition of ``token_shift`` in plain PyTorch; every backend is judged against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def forward(x: Tensor, channels: Sequence[int], offsets: Sequence[int], padding: str, start: int, stop: int) -> Tensor:
+    frames = x.shape[1]
+    out = x.clone()
+    first = 0
+    for count, offset in zip(channels, offsets):
+        source = torch.arange(frames, device=x.device) - offset
+        part = x[:, :, start:stop, first : first + count]
+        if padding == "wrap":
+            moved = part[:, source % max(frames, 1)]
+        else:
+            moved = part[:, source.clamp(0, max(frames - 1, 0))]
+            if padding == "zeros":
+                outside = (source < 0) | (source >= frames)
+                moved = moved.masked_fill(outside[:, None, None], 0)
+        out[:, :, start:stop, first : first + count] = moved
+        first += count
+    return out
