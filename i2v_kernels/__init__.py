@@ -1,1 +1,10 @@
 """Fused kernels that turn image-language models into video models at the price of images."""
+
+from . import _extension
+from .explain import Explanation, explain
+from .ops import temporal_attention, temporal_conv, token_shift
+
+__version__ = "0.1.0"
+__all__ = ["Explanation", "explain", "temporal_attention", "temporal_conv", "token_shift"]
+
+_extension.load()

@@ -25,3 +25,23 @@ def forward(x: Tensor, channels: Sequence[int], offsets: Sequence[int], padding:
         out[:, :, start:stop, first : first + count] = moved
         first += count
     return out
+
+
+def adjoint(
+    grad: Tensor, channels: Sequence[int], offsets: Sequence[int], padding: str, start: int, stop: int
+) -> Tensor:
+    """The transpose of the definition, in plain PyTorch: each frame's gradient goes back to where its value came from."""
+    frames = grad.shape[1]
+    out = grad.clone()
+    first = 0
+    for count, offset in zip(channels, offsets):
+        source = torch.arange(frames, device=grad.device) - offset
+        part = grad[:, :, start:stop, first : first + count]
+        if padding == "zeros":
+            inside = (source >= 0) & (source < frames)
+            part, source = part[:, inside], source[inside]
+        source = source % max(frames, 1) if padding == "wrap" else source.clamp(0, max(frames - 1, 0))
+        moved = torch.zeros_like(grad[:, :, start:stop, first : first + count]).index_add_(1, source, part)
+        out[:, :, start:stop, first : first + count] = moved
+        first += count
+    return out

@@ -1,0 +1,5 @@
+from .temporal_attention import temporal_attention
+from .temporal_conv import temporal_conv
+from .token_shift import token_shift
+
+__all__ = ["temporal_attention", "temporal_conv", "token_shift"]

@@ -1,0 +1,239 @@
+"""What every op of this package is made of: a schema, backends with reasons, a choice among them, and autograd.
+
+An op is one ``Op``. Registering it makes ``torch.ops.i2v_kernels.<name>`` and ``<name>_backward``, with fake
+implementations for ``torch.compile`` and ``torch.export`` and a differentiable autograd kernel. The last argument of both
+is the backend's name, or ``""`` for the automatic choice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("i2v_kernels", "DEF")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+OPS: dict[str, Op] = {}
+_OUTERMOST = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_FORCED = os.environ.get("I2V_KERNELS_BACKEND", "")
+if _FORCED and _FORCED not in BACKENDS:
+    raise ValueError(f"I2V_KERNELS_BACKEND={_FORCED!r} is not one of {', '.join(BACKENDS)}")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op.
+
+    ``forward`` takes the schema's arguments without the backend's name, ``backward`` those of the backward schema.
+    ``can_run`` takes the arguments of ``forward`` and returns None, or the reason why this backend cannot run them.
+    """
+
+    name: str
+    can_run: Callable[..., str | None]
+    forward: Callable[..., Tensor]
+    backward: Callable[..., Any]
+
+
+@dataclass
+class Op:
+    """A registered op.
+
+    ``schema``, ``backward_schema``: the argument lists and returns, without the trailing ``str backend``.
+    ``preference``: device type -> names of backends in the order of automatic choice, measured.
+    ``by_name_only``: backend -> why it is never chosen automatically.
+    ``forward_args``: (arguments of the backward op, their number in the forward op) -> what ``can_run`` judges.
+    ``save``: ``(ctx, inputs) -> None`` and ``gradients``: ``(ctx, grad) -> one gradient per input`` are the autograd rule.
+    """
+
+    name: str
+    schema: str
+    backward_schema: str
+    backends: Sequence[Backend]
+    preference: dict[str, tuple[str, ...]]
+    fake: Callable[..., Tensor]
+    fake_backward: Callable[..., Any]
+    save: Callable[[Any, tuple[Any, ...]], None]
+    gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]]
+    by_name_only: dict[str, str] = field(default_factory=dict)
+    forward_args: Callable[[tuple[Any, ...], int], tuple[Any, ...]] = lambda args, count: args[1 : 1 + count]
+
+    def __post_init__(self) -> None:
+        OPS[self.name] = self
+        self._recorder: list[tuple[Any, ...]] | None = None
+        self._by_name = {backend.name: backend for backend in self.backends}
+        for name, schema, run, fake in (
+            (self.name, self.schema, self._forward, self.fake),
+            (f"{self.name}_backward", self.backward_schema, self._backward, self.fake_backward),
+        ):
+            arguments, returns = schema.split(" -> ")
+            LIBRARY.define(f"{name}{arguments[:-1]}, str backend) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
+            for key in ("CPU", "CUDA"):
+                LIBRARY.impl(name, run, key)
+            torch.library.register_fake(f"i2v_kernels::{name}", _without_backend(fake), lib=LIBRARY)
+        LIBRARY.impl(self.name, self._autograd, "Autograd")
+        self.forward_op = getattr(torch.ops.i2v_kernels, self.name).default
+        self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
+        self._function = _autograd_function(self)
+
+    def __call__(self, *args: Any, backend: str | None) -> Tensor:
+        """Run the op; ``backend=None`` chooses."""
+        if backend is not None and backend not in BACKENDS:
+            raise ValueError(f"{self.name}: backend={backend!r} is not one of {', '.join(BACKENDS)}")
+        if self._recorder is not None:
+            self._recorder.append((*args, backend or _FORCED))
+            return args[0]
+        return self.forward_op(*args, backend or _FORCED)
+
+    @contextmanager
+    def recording(self, calls: list[tuple[Any, ...]]) -> Iterator[None]:
+        """Within: calls of the public function append their checked arguments to ``calls`` and compute nothing."""
+        self._recorder = calls
+        try:
+            yield
+        finally:
+            self._recorder = None
+
+    def why_not(self, name: str, args: tuple[Any, ...]) -> str | None:
+        """None if the backend of that name can run these arguments, else the reason."""
+        if name not in self._by_name:
+            return f"{self.name} has no such backend"
+        return self._by_name[name].can_run(*args)
+
+    def choose(self, args: tuple[Any, ...], requested: str = "") -> Backend:
+        """The backend that runs these arguments; a requested one raises ``NotImplementedError`` if it cannot."""
+        if requested:
+            reason = self.why_not(requested, args)
+            if reason is not None:
+                raise NotImplementedError(f"{self.name}: backend={requested!r} cannot run this call: {reason}")
+            return self._by_name[requested]
+        for name in self.preference.get(args[0].device.type, ("reference",)):
+            if self.why_not(name, args) is None:
+                return self._by_name[name]
+        raise NotImplementedError(f"{self.name}: no backend can run this call; see i2v_kernels.explain")
+
+    def _forward(self, *args: Any) -> Tensor:
+        return self.choose(args[:-1], args[-1]).forward(*args[:-1])
+
+    def _backward(self, *args: Any) -> Any:
+        return self.choose(self.forward_args(args[:-1], self._arity), args[-1]).backward(*args[:-1])
+
+    def _autograd(self, *args: Any) -> Tensor:
+        if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+            return self._function.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.forward_op(*args)
+
+    @property
+    def _arity(self) -> int:
+        return len(self.forward_op._schema.arguments) - 1
+
+
+def _without_backend(fake: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        return fake(*args[:-1])
+
+    return run
+
+
+def _autograd_function(op: Op) -> Any:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Tensor:
+            op.save(ctx, args[:-1])
+            ctx.backend = args[-1]
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.forward_op(*args)
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            if grad.stride(-1) != 1 and grad.shape[-1] != 1:
+                grad = grad.contiguous()  # expanded gradients, as from .sum()
+            return (*op.gradients(ctx, grad), None)
+
+    Function.__name__ = Function.__qualname__ = "".join(part.title() for part in op.name.split("_"))
+    return Function
+
+
+def reference_backend(
+    forward: Callable[..., Tensor], differentiable: Sequence[int], backward: Callable[..., Tensor] | None = None
+) -> Backend:
+    """The backend ``reference``; its backward is autograd through the definition unless one is given.
+
+    ``differentiable`` are the positions of the tensors whose gradients the backward op returns, in its order.
+    """
+
+    def run(*args: Any) -> Tensor:
+        return empty_dense_like(args[0]).copy_(forward(*args))
+
+    def derive(grad: Tensor, *args: Any) -> Any:
+        if backward is not None:
+            return empty_dense_like(grad).copy_(backward(grad, *args))
+        inputs = list(args[: forward.__code__.co_argcount])
+        for i in differentiable:
+            if inputs[i] is not None:
+                inputs[i] = inputs[i].detach().requires_grad_()
+        leaves = [inputs[i] for i in differentiable if inputs[i] is not None]
+        with _autograd_again():
+            grads = iter(torch.autograd.grad(forward(*inputs), leaves, grad))
+        return tuple(
+            grad.new_empty(0) if inputs[i] is None else empty_dense_like(inputs[i]).copy_(next(grads))
+            for i in differentiable
+        )
+
+    return Backend("reference", lambda *args: None, run, derive)
+
+
+def triton_backend(op: str, limits: Callable[..., str | None]) -> Backend:
+    """The backend ``triton``: ``ops/<op>/triton_kernels.py``, imported at its first call.
+
+    ``limits`` takes the arguments of ``forward`` and returns None, or what about them the kernels do not take.
+    """
+
+    def can_run(*args: Any) -> str | None:
+        first = args[0]
+        if first.device.type != "cuda" and not (INTERPRETED and first.device.type == "cpu"):
+            return f"the tensors are on {first.device} (and TRITON_INTERPRET=1 is not set)"
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        return limits(*args)
+
+    def kernels() -> Any:
+        return importlib.import_module(f"i2v_kernels.ops.{op}.triton_kernels")
+
+    return Backend("triton", can_run, lambda *args: kernels().forward(*args), lambda *args: kernels().backward(*args))
+
+
+class _autograd_again:
+    """Inside an op's kernel the dispatcher skips autograd; the reference's backward needs it back."""
+
+    def __enter__(self) -> None:
+        self._guard = torch._C._ForceDispatchKeyGuard(*_OUTERMOST)
+        self._guard.__enter__()
+        self._grad = torch.enable_grad()
+        self._grad.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._grad.__exit__(*exc)
+        self._guard.__exit__(*exc)
+
+
+def empty_dense_like(x: Tensor) -> Tensor:
+    """Uninitialised memory of x's shape in x's order of dimensions, the last one innermost."""
+    out = torch.empty_like(x)
+    return out if out.stride(-1) == 1 or out.shape[-1] == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums over this dtype are kept: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,58 @@
+"""Argument checks shared by the ops: each raises one error that names the op, the argument, its value and what fits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import FLOATS
+
+
+def tensor(op: str, name: str, value: object, shape: tuple[int | None, ...], layout: str, like: Tensor | None = None) -> None:
+    """A floating-point tensor of this shape (None: any size), last stride 1, on the device and of the dtype of ``like``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor {layout}, got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name}.dtype={value.dtype}, but only float64, float32, bfloat16 and float16 are supported")
+    if value.dim() != len(shape) or any(want is not None and want != got for want, got in zip(shape, value.shape)):
+        wanted = "" if all(size is None for size in shape) else f" with sizes {tuple('*' if s is None else s for s in shape)}"
+        raise ValueError(f"{op}: {name}.shape={tuple(value.shape)}, but {layout}{wanted} is needed")
+    if value.shape[-1] > 1 and value.stride(-1) != 1:
+        raise ValueError(
+            f"{op}: {name}.stride()={tuple(value.stride())}, but the last dimension must have stride 1; "
+            f"pass {name}.contiguous() or arrange the layout so"
+        )
+    if like is not None:
+        same_place(op, name, value, like)
+        if value.dtype != like.dtype:
+            raise TypeError(f"{op}: {name}.dtype={value.dtype}, but the first argument has {like.dtype}")
+
+
+def same_place(op: str, name: str, value: Tensor, like: Tensor) -> None:
+    """On the same device."""
+    if value.device != like.device:
+        raise ValueError(f"{op}: {name} is on {value.device}, but the first argument is on {like.device}")
+
+
+def integer(op: str, name: str, value: object, low: int | None = None, high: int | None = None) -> int:
+    """An int in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name}={value!r} must be an int")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ValueError(f"{op}: {name}={value} must lie in [{low}, {high}]")
+    return value  # type: ignore[return-value]
+
+
+def one_of(op: str, name: str, value: object, choices: tuple[str, ...]) -> None:
+    """One of these strings."""
+    if value not in choices:
+        raise ValueError(f"{op}: {name}={value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under ``torch.autocast``: the tensors in its dtype, as PyTorch does for matrix products and convolutions."""
+    first = tensors[0]
+    if isinstance(first, Tensor) and torch.is_autocast_enabled(first.device.type):
+        dtype = torch.get_autocast_dtype(first.device.type)
+        return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in FLOATS[1:] else t for t in tensors)
+    return tensors

@@ -1,0 +1,3 @@
+from .op import temporal_attention
+
+__all__ = ["temporal_attention"]

@@ -1,0 +1,3 @@
+from .op import temporal_conv
+
+__all__ = ["temporal_conv"]

@@ -1,0 +1,163 @@
+"""The op ``temporal_conv``: public function, checks, backends, autograd. Kernels: see README.md beside this file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import _extension
+from .. import checks
+from ..base import Backend, Op, empty_dense_like, reference_backend, triton_backend
+from . import reference
+
+NAME = "temporal_conv"
+PREFIX_MODES = ("zero", "copy")
+
+
+def temporal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    grid: tuple[int, int] | None = None,
+    prefix: int = 0,
+    prefix_mode: str = "zero",
+    backend: str | None = None,
+) -> Tensor:
+    """Depthwise convolution over the frames, and the patch grid if asked, of tokens that stay channels-last.
+
+    ``out[b, t, n, c] = bias[c] + sum_k weight[c, 0, k] * x[b, t + k - kt // 2, n, c]`` for a ``(kt, 1, 1)`` kernel; with a grid
+    the sum runs over the neighbours in ``grid`` too. Zero padding keeps every size. The convolution of ST-Adapter (arXiv
+    2206.13559, eq. 4), EVL, UniFormerV2 and Side4Video, without their two permutes and copies around ``nn.Conv3d``.
+
+    Args:
+        x: ``[B, T, N, C]``, float64, float32, bfloat16 or float16, last stride 1. N = prefix + H * W.
+        weight: ``[C, 1, kt, kh, kw]`` as in ``nn.Conv3d(C, C, (kt, kh, kw), groups=C)``; odd sizes.
+        bias: ``[C]``.
+        grid: ``(H, W)``, the patch grid; may be left out for ``(kt, 1, 1)``.
+        prefix: number of class or prompt tokens before the patches; they take no part.
+        prefix_mode: what the output holds for prefix tokens: "zero", or "copy" of the input.
+        backend: "reference", "cpu" or "triton"; None chooses (see ``i2v_kernels.explain``).
+
+    Returns:
+        ``[B, T, N, C]`` in x's dtype, its dimensions in x's order in memory. Sums are kept in float32 (float64 for
+        float64). Under ``torch.autocast`` the inputs are cast like those of ``nn.Conv3d``.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type, dtype, shape, stride or device.
+        NotImplementedError: the named backend cannot run this call; the text says why.
+    """
+    x, weight, bias = checks.autocast(x, weight, bias)  # type: ignore[assignment]
+    checks.tensor(NAME, "x", x, (None,) * 4, "[B, T, N, C]")
+    tokens, channels = x.shape[2:]
+    if not isinstance(weight, Tensor) or weight.dim() != 5 or weight.shape[:2] != (channels, 1):
+        raise ValueError(
+            f"{NAME}: weight.shape={tuple(getattr(weight, 'shape', ()))}, but [C, 1, kt, kh, kw] with C={channels} is needed"
+        )
+    checks.same_place(NAME, "weight", weight, x)
+    if weight.dtype != x.dtype:
+        raise TypeError(f"{NAME}: weight.dtype={weight.dtype}, but x has {x.dtype}")
+    if any(size % 2 == 0 for size in weight.shape[2:]):
+        raise ValueError(f"{NAME}: weight.shape={tuple(weight.shape)}, but kt, kh and kw must be odd")
+    if bias is not None:
+        checks.tensor(NAME, "bias", bias, (channels,), "[C]", like=x)
+    checks.integer(NAME, "prefix", prefix, low=0, high=tokens)
+    checks.one_of(NAME, "prefix_mode", prefix_mode, PREFIX_MODES)
+    if grid is None:
+        if tuple(weight.shape[3:]) != (1, 1):
+            raise ValueError(f"{NAME}: grid=None, but weight.shape={tuple(weight.shape)} reaches over the grid: pass (H, W)")
+        height, width = 1, tokens - prefix
+    else:
+        height = checks.integer(NAME, "grid[0]", grid[0], low=0)
+        width = checks.integer(NAME, "grid[1]", grid[1], low=0)
+        if prefix + height * width != tokens:
+            raise ValueError(f"{NAME}: prefix={prefix} + H*W of grid={tuple(grid)} is not N={tokens}")
+    return _OP(x, weight, bias, height, width, prefix, prefix_mode, backend=backend)
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """``[C, 1, kt, kh, kw]`` -> ``[kt * kh * kw, C]``, contiguous: channels innermost, as the tokens lie."""
+    return weight.reshape(weight.shape[0], -1).t().contiguous()
+
+
+def _cpu_can_run(x: Tensor, *_: Any) -> str | None:
+    if x.device.type != "cpu":
+        return f"the tensors are on {x.device}"
+    return _extension.why_no_cpu()
+
+
+def _cpu_forward(
+    x: Tensor, weight: Tensor, bias: Any, height: int, width: int, prefix: int, prefix_mode: str
+) -> Tensor:
+    out = empty_dense_like(x)
+    kernel = list(weight.shape[2:])
+    torch.ops.i2v_kernels_C.temporal_conv(x, _taps(weight), bias, out, kernel, height, width, prefix, prefix_mode == "copy")
+    return out
+
+
+def _cpu_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Any, height: int, width: int, prefix: int, prefix_mode: str, wanted: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dweight, dbias = _empty_grads(grad, x, weight, bias, height, width, prefix, prefix_mode, wanted)
+    kernel, copy = list(weight.shape[2:]), prefix_mode == "copy"
+    if wanted[0]:  # the adjoint of a "same" convolution is the convolution with the kernel turned round
+        flipped = weight.flip(2, 3, 4)
+        torch.ops.i2v_kernels_C.temporal_conv(grad, _taps(flipped), None, dx, kernel, height, width, prefix, copy)
+    if wanted[1] or wanted[2]:
+        sums = torch.ops.i2v_kernels_C.temporal_conv_weight_grad
+        sums(grad, x, dweight if wanted[1] else None, dbias if wanted[2] else None, kernel, height, width, prefix)
+    return dx, dweight, dbias
+
+
+def _empty_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Any, height: int, width: int, prefix: int, prefix_mode: str, wanted: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    def nothing() -> Tensor:
+        return torch.empty(0, dtype=grad.dtype, device=grad.device)
+
+    return (
+        empty_dense_like(x) if wanted[0] else nothing(),
+        torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if wanted[1] else nothing(),
+        torch.empty(weight.shape[0], dtype=weight.dtype, device=weight.device) if wanted[2] else nothing(),
+    )
+
+
+def _triton_limits(x: Tensor, weight: Tensor, *_: Any) -> str | None:
+    if x.dtype == torch.float64:
+        return "float64: only reference and cpu compute in double precision"
+    if weight[0].numel() > 343:
+        return f"{weight[0].numel()} taps: the kernels are unrolled over at most 343"
+    return None
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    x, weight, bias, *ctx.rest = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
+    grads = _OP.backward_op(grad, x, weight, bias, *ctx.rest, wanted, ctx.backend)
+    return (*(g if want else None for g, want in zip(grads, wanted)), None, None, None, None)
+
+
+_ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, SymInt height, SymInt width, SymInt prefix, str prefix_mode"
+_OP = Op(
+    name=NAME,
+    schema=f"({_ARGUMENTS}) -> Tensor",
+    backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool[3] wanted) -> (Tensor, Tensor, Tensor)",
+    backends=(
+        reference_backend(reference.forward, differentiable=(0, 1, 2)),
+        Backend("cpu", _cpu_can_run, _cpu_forward, _cpu_backward),
+        triton_backend(NAME, _triton_limits),
+    ),
+    preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
+    fake=lambda x, *_: empty_dense_like(x),
+    fake_backward=_empty_grads,
+    save=_save,
+    gradients=_gradients,
+)

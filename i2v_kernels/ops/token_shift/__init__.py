@@ -1,0 +1,3 @@
+from .op import token_shift
+
+__all__ = ["token_shift"]

@@ -1,0 +1,120 @@
+"""The op ``token_shift``: public function, checks, backends, autograd. Kernels: see README.md beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import _extension
+from .. import checks
+from ..base import Backend, Op, empty_dense_like, reference_backend, triton_backend
+from . import reference
+
+NAME = "token_shift"
+PADDINGS = ("zeros", "edge", "wrap")
+MAX_GROUPS = 8  # held in kernel parameters
+
+
+def token_shift(
+    x: Tensor,
+    groups: Sequence[tuple[int, int]],
+    *,
+    padding: str = "zeros",
+    tokens: tuple[int, int] | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Groups of channels taken from neighbouring frames.
+
+    ``out[b, t, n, c] = x[b, t - offset(c), n, c]``: offset 1 brings the previous frame, -1 the next. The shift of TSM (arXiv
+    1811.08383), TokShift (2108.02432), ActionCLIP, Side4Video and ZeroI2V; ``i2v_kernels.nn`` has each by name.
+
+    Args:
+        x: ``[B, T, N, C]``, float64, float32, bfloat16 or float16, last stride 1.
+        groups: ``(channels, offset)`` pairs, from channel 0 on; channels not named stay.
+        padding: what a frame outside the clip gives: "zeros", "edge" (the first or last frame) or "wrap" (t modulo T).
+        tokens: ``(start, stop)``: only these tokens are shifted, the others stay; None shifts all.
+        backend: "reference", "cpu", "triton" or "cuda"; None chooses (see ``i2v_kernels.explain``).
+
+    Returns:
+        ``[B, T, N, C]`` in x's dtype, its dimensions in x's order in memory; bit-exact copies. ``torch.autocast`` changes
+        nothing. The gradient is the adjoint shift: no tensor is saved.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type, dtype, shape or stride; groups that name more than C channels.
+        NotImplementedError: the named backend cannot run this call; the text says why.
+    """
+    checks.tensor(NAME, "x", x, (None,) * 4, "[B, T, N, C]")
+    checks.one_of(NAME, "padding", padding, PADDINGS)
+    channels, offsets = [], []
+    for i, group in enumerate(groups):
+        if not isinstance(group, Sequence) or len(group) != 2:
+            raise TypeError(f"{NAME}: groups[{i}]={group!r} must be a pair (channels, offset)")
+        channels.append(checks.integer(NAME, f"groups[{i}][0]", group[0], low=0))
+        offsets.append(checks.integer(NAME, f"groups[{i}][1]", group[1]))
+    if sum(channels) > x.shape[3]:
+        raise ValueError(f"{NAME}: groups={list(groups)!r} name {sum(channels)} channels, but x has C={x.shape[3]}")
+    start, stop = (0, x.shape[2]) if tokens is None else tokens
+    checks.integer(NAME, "tokens[0]", start, low=0, high=x.shape[2])
+    checks.integer(NAME, "tokens[1]", stop, low=start, high=x.shape[2])
+    return _OP(x, channels, offsets, padding, start, stop, backend=backend)
+
+
+def _cpu_can_run(x: Tensor, *_: Any) -> str | None:
+    if x.device.type != "cpu":
+        return f"the tensor is on {x.device}"
+    return _extension.why_no_cpu()
+
+
+def _compiled_forward(x: Tensor, channels: Any, offsets: Any, padding: str, start: int, stop: int) -> Tensor:
+    out = empty_dense_like(x)
+    torch.ops.i2v_kernels_C.token_shift(x, out, channels, offsets, PADDINGS.index(padding), start, stop, False)
+    return out
+
+
+def _compiled_backward(grad: Tensor, channels: Any, offsets: Any, padding: str, start: int, stop: int) -> Tensor:
+    out = empty_dense_like(grad)
+    torch.ops.i2v_kernels_C.token_shift(grad, out, channels, offsets, PADDINGS.index(padding), start, stop, True)
+    return out
+
+
+def _triton_limits(x: Tensor, channels: Any, *_: Any) -> str | None:
+    if len(channels) > MAX_GROUPS:
+        return f"{len(channels)} groups: the kernels take at most {MAX_GROUPS}"
+    return None
+
+
+def _cuda_can_run(x: Tensor, channels: Any, *_: Any) -> str | None:
+    if x.device.type != "cuda":
+        return f"the tensor is on {x.device}"
+    return _triton_limits(x, channels) or _extension.why_no_cuda()
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    ctx.args = inputs[1:]
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (_OP.backward_op(grad, *ctx.args, ctx.backend), None, None, None, None, None)
+
+
+_OP = Op(
+    name=NAME,
+    schema="(Tensor x, int[] channels, int[] offsets, str padding, SymInt start, SymInt stop) -> Tensor",
+    backward_schema="(Tensor grad, int[] channels, int[] offsets, str padding, SymInt start, SymInt stop) -> Tensor",
+    backends=(
+        reference_backend(reference.forward, (0,), reference.adjoint),
+        Backend("cpu", _cpu_can_run, _compiled_forward, _compiled_backward),
+        triton_backend(NAME, _triton_limits),
+        Backend("cuda", _cuda_can_run, _compiled_forward, _compiled_backward),
+    ),
+    preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
+    by_name_only={"cuda": "not yet verified on a GPU (proof step 7): ask for it by name"},
+    fake=lambda x, *_: empty_dense_like(x),
+    fake_backward=lambda grad, *_: empty_dense_like(grad),
+    save=_save,
+    gradients=_gradients,
+    forward_args=lambda args, count: args,
+)
