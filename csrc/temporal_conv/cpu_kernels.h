@@ -1,0 +1,152 @@
+// Depthwise: channels lie in the vector's lanes, and each weight is a vector loaded beside the tokens it meets. A worker goes
+// through the frames of one token, so that the kt rows an output needs are still in its first-level cache.
+// Included by for_each_isa.h inside the namespace of an instruction set.
+
+// The inputs of one output row: pointers to rows of x and of the weights.
+template <typename T>
+struct Taps {
+  const T* x[343];
+  const accumulate_t<T>* weight[343];
+  int64_t count = 0;
+};
+
+template <typename T>
+I2V_INLINE T* row_of(const View<3>& x, int64_t b, int64_t t, int64_t n) {
+  return reinterpret_cast<T*>(x.data) + b * x.stride[0] + t * x.stride[1] + n * x.stride[2];
+}
+
+template <typename T>
+I2V_INLINE void gather(const Problem& p, int64_t b, int64_t t, int64_t n, Taps<T>& taps) {
+  const int64_t patch = n - p.prefix, y = patch / p.width, x = patch % p.width;
+  const auto* weight = static_cast<const accumulate_t<T>*>(p.taps);
+  taps.count = 0;
+  for (int64_t i = 0; i < p.kt; ++i) {
+    const int64_t from_t = t + i - p.kt / 2;
+    if (from_t < 0 || from_t >= p.frames) continue;
+    for (int64_t j = 0; j < p.kh; ++j) {
+      const int64_t from_y = y + j - p.kh / 2;
+      if (from_y < 0 || from_y >= p.height) continue;
+      for (int64_t k = 0; k < p.kw; ++k) {
+        const int64_t from_x = x + k - p.kw / 2;
+        if (from_x < 0 || from_x >= p.width) continue;
+        taps.x[taps.count] = row_of<const T>(p.x, b, from_t, p.prefix + from_y * p.width + from_x);
+        taps.weight[taps.count++] = weight + ((i * p.kh + j) * p.kw + k) * p.channels;
+      }
+    }
+  }
+}
+
+template <int NV, typename T>
+I2V_INLINE void convolve_vectors(const Taps<T>& taps, const accumulate_t<T>* bias, T* out, int64_t c) {
+  using A = accumulate_t<T>;
+  constexpr int W = lanes<A>;
+  Vec<A> sum[NV] = {};
+  if (bias)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[v] = load(bias + c + v * W);
+  for (int64_t i = 0; i < taps.count; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[v] += load(taps.weight[i] + c + v * W) * load(taps.x[i] + c + v * W);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) store(out + c + v * W, sum[v]);
+}
+
+template <typename T>
+I2V_INLINE void convolve_row(const Problem& p, const Taps<T>& taps, T* out) {
+  using A = accumulate_t<T>;
+  constexpr int W = lanes<A>;
+  const A* bias = static_cast<const A*>(p.bias);
+  int64_t c = 0;
+  for (; c + 4 * W <= p.channels; c += 4 * W) convolve_vectors<4>(taps, bias, out, c);
+  for (; c + W <= p.channels; c += W) convolve_vectors<1>(taps, bias, out, c);
+  if (const int64_t left = p.channels - c; left > 0) {
+    Vec<A> sum = bias ? load_part(bias + c, left) : Vec<A>{};
+    for (int64_t i = 0; i < taps.count; ++i) sum += load_part(taps.weight[i] + c, left) * load_part(taps.x[i] + c, left);
+    store_part(out + c, sum, left);
+  }
+}
+
+// Outputs number (b, n, t), or (b, t, n) where the kernel reaches over the grid, so that neighbours come soon after.
+template <typename T>
+void convolve(const Problem& p, int64_t begin, int64_t end) {
+  const bool over_grid = p.kh * p.kw > 1;
+  Taps<T> taps;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t b = i / (p.tokens * p.frames), rest = i % (p.tokens * p.frames);
+    const int64_t n = over_grid ? rest % p.tokens : rest / p.frames, t = over_grid ? rest / p.tokens : rest % p.frames;
+    T* out = row_of<T>(p.out, b, t, n);
+    if (n >= p.prefix) {
+      gather(p, b, t, n, taps);
+      convolve_row(p, taps, out);
+    } else if (p.copy_prefix) {
+      std::memcpy(static_cast<void*>(out), row_of<T>(p.x, b, t, n), p.channels * sizeof(T));
+    } else {
+      std::memset(static_cast<void*>(out), 0, p.channels * sizeof(T));
+    }
+  }
+}
+
+// sums[i0 + i] += sum_t grad[t] * x[t + i0 + i - kt / 2], i < K, for one token of the gradient and one of the input.
+template <int K, typename T>
+I2V_INLINE void correlate(const Problem& p, const T* grad, const T* x, int64_t i0, accumulate_t<T>* sums, int64_t sums_stride) {
+  using A = accumulate_t<T>;
+  constexpr int W = lanes<A>;
+  for (int64_t c = 0; c < p.channels; c += W) {
+    const int64_t left = p.channels - c;
+    Vec<A> sum[K];
+#pragma GCC unroll 4
+    for (int i = 0; i < K; ++i)
+      sum[i] = left >= W ? load(sums + i * sums_stride + c) : load_part(sums + i * sums_stride + c, left);
+    for (int64_t t = 0; t < p.frames; ++t) {
+      const T* grad_row = grad + t * p.grad.stride[1] + c;
+      const Vec<A> g = left >= W ? load(grad_row) : load_part(grad_row, left);
+#pragma GCC unroll 4
+      for (int i = 0; i < K; ++i) {
+        const int64_t from = t + i0 + i - p.kt / 2;
+        if (from < 0 || from >= p.frames) continue;
+        const T* row = x + from * p.x.stride[1] + c;
+        sum[i] += g * (left >= W ? load(row) : load_part(row, left));
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < K; ++i) {
+      if (left >= W) store(sums + i * sums_stride + c, sum[i]);
+      else store_part(sums + i * sums_stride + c, sum[i], left);
+    }
+  }
+}
+
+// Adds the tokens [begin, end) of all frames to weight_sums [kt * kh * kw, C] and bias_sums [C]; either may be null.
+template <typename T>
+void weight_sums(const Problem& p, int64_t begin, int64_t end, void* weight_out, void* bias_out) {
+  using A = accumulate_t<T>;
+  constexpr int W = lanes<A>;
+  const int64_t patches = p.tokens - p.prefix, plane = p.kh * p.kw * p.channels;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t b = item / patches, patch = item % patches, y = patch / p.width, x = patch % p.width;
+    const T* grad = row_of<const T>(p.grad, b, 0, p.prefix + patch);
+    for (int64_t j = 0; weight_out && j < p.kh * p.kw; ++j) {
+      const int64_t from_y = y + j / p.kw - p.kh / 2, from_x = x + j % p.kw - p.kw / 2;
+      if (from_y < 0 || from_y >= p.height || from_x < 0 || from_x >= p.width) continue;
+      const T* from = row_of<const T>(p.x, b, 0, p.prefix + from_y * p.width + from_x);
+      for (int64_t i = 0; i < p.kt; i += 3) {
+        A* sums = static_cast<A*>(weight_out) + i * plane + j * p.channels;
+        if (p.kt - i >= 3) correlate<3>(p, grad, from, i, sums, plane);
+        else if (p.kt - i == 2) correlate<2>(p, grad, from, i, sums, plane);
+        else correlate<1>(p, grad, from, i, sums, plane);
+      }
+    }
+    for (int64_t c = 0; bias_out && c < p.channels; c += W) {
+      const int64_t left = p.channels - c;
+      A* sums = static_cast<A*>(bias_out) + c;
+      Vec<A> sum = left >= W ? load(sums) : load_part(sums, left);
+      for (int64_t t = 0; t < p.frames; ++t) {
+        const T* row = grad + t * p.grad.stride[1] + c;
+        sum += left >= W ? load(row) : load_part(row, left);
+      }
+      if (left >= W) store(sums, sum);
+      else store_part(sums, sum, left);
+    }
+  }
+}
