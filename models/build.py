@@ -1,0 +1,68 @@
+"""From an image-text model and the name of a method to a video model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import open_clip
+from torch import Tensor, nn
+
+from i2v_models.backbone import Method, VideoCLIP, check_vit
+from i2v_models.heads import LinearHead, TextHead, text_features
+from i2v_models.methods import create
+
+
+def load_clip(model: str, pretrained: str | None) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
+    """An open_clip model and its tokenizer. ``pretrained``: a tag of open_clip, a file, or None for random weights."""
+    known = open_clip.list_models()
+    if model not in known and ":" not in model:
+        near = difflib.get_close_matches(model, known, n=5) or known[:5]
+        raise ValueError(f"model={model!r} is unknown to open_clip; near it: {', '.join(near)}")
+    try:
+        clip_model = open_clip.create_model(model, pretrained=pretrained)
+    except (RuntimeError, FileNotFoundError) as error:
+        raise ValueError(f"pretrained={pretrained!r} cannot be loaded into {model!r}: {error}") from error
+    return clip_model, open_clip.get_tokenizer(model)
+
+
+def build(
+    clip_model: nn.Module,
+    method: str | Method = "st_adapter",
+    *,
+    frames: int = 8,
+    head: str | None = "text",
+    captions: Sequence[str] = (),
+    tokenizer: Callable[[list[str]], Tensor] | None = None,
+    kernels: bool = True,
+    train_backbone: bool = False,
+    checkpointing: bool = False,
+    **options: Any,
+) -> VideoCLIP:
+    """Wrap ``clip_model`` (any open_clip model with a ViT) as a video model.
+
+    ``captions`` holds one caption per class: their embeddings are the classifier of ``head="text"``, their number
+    the width of ``head="linear"``; ``head=None`` gives clip embeddings. ``tokenizer`` defaults to CLIP's.
+    ``kernels=False`` computes the temporal modules as the published code does. ``options`` go to the method
+    (``width``, ``adapters``, ...). The model is frozen in place; its parameters and state dict stay what they are.
+    """
+    visual = check_vit(clip_model)
+    if isinstance(method, str):
+        method = create(method, visual, frames=frames, kernels=kernels, **options)
+    elif options:
+        raise ValueError(f"{', '.join(options)} cannot be applied to a method that is already built")
+    if head not in ("text", "linear", None):
+        raise ValueError(f"head={head!r} is unknown; there are 'text', 'linear' and None")
+    if head is not None and not captions:
+        raise ValueError(f"head={head!r} needs one caption per class in captions, got none")
+    classifier: nn.Module | None = None
+    if head == "text":
+        tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=clip_model.context_length)
+        classifier = TextHead(text_features(clip_model, captions, tokenizer), clip_model.logit_scale)
+    elif head == "linear":
+        width = visual.ln_post.normalized_shape[0]
+        classifier = LinearHead(width, len(captions), dropout=method.head_dropout, std=method.head_std)
+    device = visual.conv1.weight.device
+    model = VideoCLIP(clip_model, method, classifier, train_backbone=train_backbone, checkpointing=checkpointing)
+    return model.to(device)

@@ -1,0 +1,52 @@
+"""From a clip's vector to class logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TextHead(nn.Module):
+    """Cosine similarity to the classes' caption embeddings, times ``exp(logit_scale)`` (CLIP, Radford et al. 2021).
+
+    ``text_features [classes, E]``; takes ``[B, E]``, returns ``[B, classes]``. Nothing here is trained or saved:
+    the captions and the image-text model determine it.
+    """
+
+    projected = True
+    text_features: Tensor
+    logit_scale: Tensor
+
+    def __init__(self, text_features: Tensor, logit_scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("text_features", F.normalize(text_features, dim=-1), persistent=False)
+        self.register_buffer("logit_scale", logit_scale.detach().clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logit_scale.exp() * F.normalize(x, dim=-1) @ self.text_features.T
+
+
+class LinearHead(nn.Module):
+    """Dropout and one linear layer, ``[B, C]`` to ``[B, classes]``; parameters ``fc.weight`` and ``fc.bias``."""
+
+    projected = False
+
+    def __init__(self, channels: int, classes: int, *, dropout: float = 0.0, std: float = 0.02) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, classes)
+        nn.init.normal_(self.fc.weight, std=std)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.dropout(x))
+
+
+@torch.no_grad()
+def text_features(clip_model: nn.Module, captions: Sequence[str], tokenizer: Callable[[list[str]], Tensor]) -> Tensor:
+    """Embeddings ``[captions, E]`` of ``captions`` by the model's own text tower, on the model's device."""
+    device = next(clip_model.parameters()).device
+    return clip_model.encode_text(tokenizer(list(captions)).to(device))

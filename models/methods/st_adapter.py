@@ -1,0 +1,78 @@
+"""ST-Adapter (Pan et al. 2022, arXiv 2206.13559): a linear bottleneck with a depthwise 3-D convolution inside."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+import i2v_kernels as i2v
+from i2v_models import plain
+from i2v_models.backbone import Method, by_clip, mlp, per_block, spatial_attention
+
+
+class Adapter(nn.Module):
+    """``x + fc2(conv(fc1(x)))`` on patches, the class token untouched, no activation; ``conv`` starts at zero."""
+
+    def __init__(self, channels: int, width: int, kernel_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, width)
+        padding = tuple(size // 2 for size in kernel_size)
+        self.conv = nn.Conv3d(width, width, kernel_size, padding=padding, groups=width)
+        self.fc2 = nn.Linear(width, channels)
+        for zero in (self.conv.weight, self.conv.bias, self.fc1.bias, self.fc2.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor, frames: int, grid: tuple[int, int]) -> Tensor:
+        """``x [B*T, 1 + H*W, C]``."""
+        hidden = by_clip(self.fc1(x), frames)
+        hidden = i2v.temporal_conv(hidden, self.conv.weight, self.conv.bias, grid=grid, prefix=1, prefix_mode="zero")
+        update = self.fc2(hidden).view(x.shape)
+        update[:, 0] = 0  # all that is there is the bias of fc2
+        return x + update
+
+    def forward_plain(self, x: Tensor, frames: int, grid: tuple[int, int]) -> Tensor:
+        """The published sequence of operations; like the published code it changes ``x`` in place."""
+        hidden = plain.temporal_conv(self.fc1(x[:, 1:]), self.conv.weight, self.conv.bias, frames, grid)
+        x[:, 1:] += self.fc2(hidden)
+        return x
+
+
+class STAdapter(Method):
+    """``adapters=1`` puts an adapter before the MLP of every block (12x384), ``adapters=2`` one before the
+    attention as well (24x384, for Something-Something). 7.110 M or 14.220 M parameters for ViT-B/16.
+    """
+
+    mean_before_norm = True
+    head_dropout = 0.5
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        *,
+        frames: int,
+        kernels: bool = True,
+        width: int = 384,
+        adapters: int = 1,
+        kernel_size: tuple[int, int, int] = (3, 1, 1),
+    ) -> None:
+        super().__init__()
+        if adapters not in (1, 2):
+            raise ValueError(f"adapters per block must be 1 or 2, got {adapters}")
+        self.kernels, self.grid = kernels, tuple(visual.grid_size)
+        places = ("adapter_pre_mlp", "adapter_pre_attn")[:adapters]
+        channels = visual.transformer.width
+        self.transformer = per_block(
+            visual, lambda: nn.ModuleDict({place: Adapter(channels, width, kernel_size) for place in places})
+        )
+
+    def adapt(self, adapter: Adapter, x: Tensor, frames: int) -> Tensor:
+        forward = adapter.forward if self.kernels else adapter.forward_plain
+        return forward(x, frames, self.grid)
+
+    def block(self, index: int, block: nn.Module, x: Tensor, frames: int) -> Tensor:
+        own = self.transformer.resblocks[index]
+        if "adapter_pre_attn" in own:
+            # the plain form writes into its input, which gradient checkpointing still needs
+            x = self.adapt(own.adapter_pre_attn, x if self.kernels else x.clone(), frames)
+        x = x + spatial_attention(block, block.ln_1(x))
+        x = self.adapt(own.adapter_pre_mlp, x, frames)
+        return x + mlp(block, block.ln_2(x))
