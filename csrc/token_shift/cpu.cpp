@@ -32,7 +32,9 @@ void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channel
   check_like(out, x, "out");
   std::vector<shift::Group> groups;
   int64_t end = 0;
-  for (size_t i = 0; i < channels.size(); ++i) groups.push_back({end += std::max<int64_t>(channels[i], 0), offsets[i]});
+  for (size_t i = 0; i < channels.size(); ++i)
+    groups.push_back({end += std::max<int64_t>(channels[i], 0),
+                      shift::normal_offset(offsets[i], x.size(1), static_cast<shift::Padding>(padding))});
   STD_TORCH_CHECK(end <= x.size(3), "token_shift: the groups name ", end, " of ", x.size(3), " channels");
   const int64_t bytes = x.numel() * x.element_size();
   const Problem p{x.size(0),     x.size(1),      x.size(2),

@@ -20,14 +20,21 @@ struct Group {
   int64_t stop, offset;
 };
 
+// The offset in [-frames, frames] that shifts as this one does. The functions below take no other: t - offset could overflow,
+// and a remainder for every value read would cost the GPU more than the copy.
+I2V_HOST_DEVICE int64_t normal_offset(int64_t offset, int64_t frames, Padding padding) {
+  if (frames < 1) return 0;
+  if (padding == wrap) return offset % frames;
+  return offset < -frames ? -frames : offset > frames ? frames : offset;
+}
+
 // The frame that frame t reads, or -1 for zeros. The adjoint of zeros and wrap is the shift the other way.
 I2V_HOST_DEVICE int64_t source_frame(int64_t t, int64_t offset, int64_t frames, Padding padding) {
-  int64_t from = t - offset;
+  const int64_t from = t - offset;
   if (from >= 0 && from < frames) return from;
   if (padding == zeros) return -1;
   if (padding == edge) return from < 0 ? 0 : frames - 1;
-  from %= frames;
-  return from < 0 ? from + frames : from;
+  return from < 0 ? from + frames : from - frames;
 }
 
 // The frames [first, last) whose "edge" shift reads frame t: what the adjoint sums over.

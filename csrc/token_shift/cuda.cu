@@ -1,0 +1,37 @@
+// token_shift on CUDA: one launch over the threads of cuda_thread.h. The schema stands in cpu.cpp.
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <limits>
+
+#include "cuda_thread.h"
+
+namespace i2v::shift {
+namespace {
+
+template <typename Thread>
+__global__ void __launch_bounds__(threads_per_block) token_shift_kernel(const __grid_constant__ Launch p) {
+  Thread::run(p, static_cast<int64_t>(blockIdx.x) * threads_per_block + threadIdx.x);
+}
+
+void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channels, const std::vector<int64_t> offsets,
+                 int64_t padding, int64_t start, int64_t stop, bool adjoint) {
+  STD_TORCH_CHECK(x.is_cuda(), "token_shift: x must be a CUDA tensor [B, T, N, C]");
+  const Launch p = describe(x, out, channels, offsets, padding, start, stop, adjoint);
+  if (p.threads == 0) return;
+  STD_TORCH_CHECK(p.blocks <= std::numeric_limits<int32_t>::max(), "token_shift: ", p.blocks, " blocks are too many");
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  for_thread(p, x.scalar_type(), [&](auto thread) {
+    token_shift_kernel<decltype(thread)>
+        <<<static_cast<unsigned>(p.blocks), threads_per_block, 0, static_cast<cudaStream_t>(stream)>>>(p);
+  });
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CUDA, m) { m.impl("token_shift", TORCH_BOX(&token_shift)); }
+
+}  // namespace i2v::shift

@@ -1,0 +1,207 @@
+// What one thread of the CUDA kernel does, and the launch that describes it: no CUDA header is needed, so that emulated.cpp
+// runs the same code on the CPU.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <type_traits>
+#include <vector>
+
+#include "../common/tensor.h"
+#include "index.h"
+
+namespace i2v::shift {
+
+constexpr int threads_per_block = 256;
+constexpr int frames_per_thread = 4;  // independent loads in flight before the first store
+constexpr int widest = 16;            // bytes of the widest load and store
+
+// A row of C channels is cut into `vectors` vectors of `vector_bytes` bytes that cross no group boundary.
+// Strides are bytes, of clip, frame and token; the groups' stops are in vectors.
+struct Launch {
+  const char* x;
+  char* out;
+  int64_t x_stride[3], out_stride[3];
+  int64_t frames, chunks, tokens, vectors, start, stop;  // a chunk is the frames of one thread
+  int64_t threads, blocks;                               // threads that have work, and the blocks that hold them
+  Group groups[max_groups];
+  Padding padding;
+  int vector_bytes;
+  bool sums;  // the adjoint of "edge": several frames are added into one
+};
+
+// Vectors come first, then tokens: a warp's accesses are neighbours in memory.
+struct Position {
+  int64_t vector, token, frame, clip;
+};
+
+I2V_HOST_DEVICE Position position_of(const Launch& p, int64_t thread) {
+  Position at;
+  at.vector = thread % p.vectors, thread /= p.vectors;
+  at.token = thread % p.tokens, thread /= p.tokens;
+  at.frame = thread % p.chunks * frames_per_thread;
+  at.clip = thread / p.chunks;
+  return at;
+}
+
+// Groups that are not there stop at 0, so the loop is unrolled whole and its table stays in the constant bank.
+I2V_HOST_DEVICE int64_t offset_of(const Launch& p, const Position& at) {
+  int64_t offset = 0;
+#pragma unroll
+  for (int g = max_groups - 1; g >= 0; --g)
+    if (at.vector < p.groups[g].stop) offset = p.groups[g].offset;
+  return at.token >= p.start && at.token < p.stop ? offset : 0;
+}
+
+template <typename T, int Bytes>
+struct alignas(Bytes) Vector {
+  T value[Bytes / sizeof(T)];
+};
+
+template <typename T>
+struct Sum { using type = float; };
+template <>
+struct Sum<double> { using type = double; };
+
+// Output frames [at.frame, at.frame + frames_per_thread) of one vector, T being any type of an element's size or less: copies.
+template <typename T, int Bytes>
+I2V_HOST_DEVICE void copy_frames(const Launch& p, int64_t thread) {
+  if (thread >= p.threads) return;
+  const Position at = position_of(p, thread);
+  const int64_t offset = offset_of(p, at);
+  const char* x = p.x + at.clip * p.x_stride[0] + at.token * p.x_stride[2] + at.vector * Bytes;
+  char* out = p.out + at.clip * p.out_stride[0] + at.token * p.out_stride[2] + at.vector * Bytes;
+  Vector<T, Bytes> row[frames_per_thread];
+#pragma unroll
+  for (int i = 0; i < frames_per_thread; ++i) {
+    const int64_t t = at.frame + i, from = t < p.frames ? source_frame(t, offset, p.frames, p.padding) : -1;
+    row[i] = from < 0 ? Vector<T, Bytes>{} : *reinterpret_cast<const Vector<T, Bytes>*>(x + from * p.x_stride[1]);
+  }
+#pragma unroll
+  for (int i = 0; i < frames_per_thread; ++i)
+    if (at.frame + i < p.frames) *reinterpret_cast<Vector<T, Bytes>*>(out + (at.frame + i) * p.out_stride[1]) = row[i];
+}
+
+// The same where each output frame is the sum of the frames that read it, T being the element's type. All but the clip's first
+// and last frame have at most one reader, so the first readers of all frames are loaded before any others.
+template <typename T, int Bytes>
+I2V_HOST_DEVICE void sum_frames(const Launch& p, int64_t thread) {
+  if (thread >= p.threads) return;
+  constexpr int lanes = Bytes / static_cast<int>(sizeof(T));
+  const Position at = position_of(p, thread);
+  const int64_t offset = offset_of(p, at);
+  const char* x = p.x + at.clip * p.x_stride[0] + at.token * p.x_stride[2] + at.vector * Bytes;
+  char* out = p.out + at.clip * p.out_stride[0] + at.token * p.out_stride[2] + at.vector * Bytes;
+  Vector<T, Bytes> row[frames_per_thread];
+  int64_t first[frames_per_thread], last[frames_per_thread];
+#pragma unroll
+  for (int i = 0; i < frames_per_thread; ++i) {
+    first[i] = last[i] = 0;
+    if (at.frame + i < p.frames) edge_readers(at.frame + i, offset, p.frames, first[i], last[i]);
+    row[i] = first[i] == last[i] ? Vector<T, Bytes>{}
+                                 : *reinterpret_cast<const Vector<T, Bytes>*>(x + first[i] * p.x_stride[1]);
+  }
+#pragma unroll
+  for (int i = 0; i < frames_per_thread; ++i) {
+    if (last[i] - first[i] > 1) {
+      typename Sum<T>::type sum[lanes];
+#pragma unroll
+      for (int c = 0; c < lanes; ++c) sum[c] = row[i].value[c];
+      for (int64_t t = first[i] + 1; t < last[i]; ++t) {
+        const auto more = *reinterpret_cast<const Vector<T, Bytes>*>(x + t * p.x_stride[1]);
+#pragma unroll
+        for (int c = 0; c < lanes; ++c) sum[c] += static_cast<typename Sum<T>::type>(more.value[c]);
+      }
+#pragma unroll
+      for (int c = 0; c < lanes; ++c) row[i].value[c] = static_cast<T>(sum[c]);
+    }
+    if (at.frame + i < p.frames) *reinterpret_cast<Vector<T, Bytes>*>(out + (at.frame + i) * p.out_stride[1]) = row[i];
+  }
+}
+
+// The greatest power of two up to `widest` that divides all the bytes.
+inline int common_width(const std::vector<int64_t>& bytes) {
+  int width = widest;
+  for (const int64_t n : bytes)
+    while (n % width != 0) width /= 2;
+  return width;
+}
+
+// Checks the arguments and describes the launch.
+inline Launch describe(const Tensor& x, const Tensor& out, const std::vector<int64_t>& channels,
+                       const std::vector<int64_t>& offsets, int64_t padding, int64_t start, int64_t stop, bool adjoint) {
+  STD_TORCH_CHECK(x.dim() == 4, "token_shift: x must be [B, T, N, C]");
+  STD_TORCH_CHECK(channels.size() == offsets.size(), "token_shift: as many offsets as channels are needed");
+  STD_TORCH_CHECK(channels.size() <= max_groups, "token_shift: ", channels.size(), " groups, at most ", max_groups, " fit");
+  STD_TORCH_CHECK(padding >= 0 && padding <= 2, "token_shift: padding ", padding, " is unknown");
+  check_like(x, x, "x");
+  check_like(out, x, "out");
+  STD_TORCH_CHECK(out.device() == x.device(), "token_shift: out is on another device than x");
+  Launch p{};
+  p.x = static_cast<const char*>(x.data_ptr());
+  p.out = static_cast<char*>(out.data_ptr());
+  p.frames = x.size(1), p.tokens = x.size(2);
+  p.start = start, p.stop = stop;
+  p.padding = static_cast<Padding>(padding);
+  p.sums = adjoint && p.padding == edge;
+  const int64_t size = x.element_size();
+  std::vector<int64_t> bytes{reinterpret_cast<int64_t>(p.x), reinterpret_cast<int64_t>(p.out), x.size(3) * size};
+  for (int i = 0; i < 3; ++i) {
+    p.x_stride[i] = x.stride(i) * size, p.out_stride[i] = out.stride(i) * size;
+    if (x.size(i) > 1) bytes.insert(bytes.end(), {p.x_stride[i], p.out_stride[i]});
+  }
+  int64_t end = 0;
+  for (size_t i = 0; i < channels.size(); ++i) {
+    bytes.push_back((end += channels[i] > 0 ? channels[i] : 0) * size);
+    const int64_t offset = normal_offset(offsets[i], p.frames, p.padding);
+    p.groups[i] = {end * size, adjoint && !p.sums ? -offset : offset};
+  }
+  STD_TORCH_CHECK(end <= x.size(3), "token_shift: the groups name ", end, " of ", x.size(3), " channels");
+  p.vector_bytes = common_width(bytes);
+  if (p.sums && p.vector_bytes < widest) p.vector_bytes = static_cast<int>(size);  // rare: no kernels of its own
+  p.vectors = x.size(3) * size / p.vector_bytes;
+  for (Group& group : p.groups) group.stop /= p.vector_bytes;
+  p.chunks = (p.frames + frames_per_thread - 1) / frames_per_thread;
+  p.threads = x.size(0) * p.chunks * p.tokens * p.vectors;
+  p.blocks = (p.threads + threads_per_block - 1) / threads_per_block;
+  return p;
+}
+
+template <typename T, int Bytes>
+struct Copy {
+  static I2V_HOST_DEVICE void run(const Launch& p, int64_t thread) { copy_frames<T, Bytes>(p, thread); }
+};
+
+template <typename T, int Bytes>
+struct Add {
+  static I2V_HOST_DEVICE void run(const Launch& p, int64_t thread) { sum_frames<T, Bytes>(p, thread); }
+};
+
+// body(Thread{}), where Thread::run is what a thread of this launch does: one table for the GPU and the emulation.
+template <typename Body>
+void for_thread(const Launch& p, ScalarType dtype, const Body& body) {
+  using torch::headeronly::BFloat16;
+  using torch::headeronly::Half;
+  const bool wide = p.vector_bytes == widest;
+  if (!p.sums) {
+    switch (p.vector_bytes) {
+      case 16: return body(Copy<uint32_t, 16>{});
+      case 8: return body(Copy<uint32_t, 8>{});
+      case 4: return body(Copy<uint32_t, 4>{});
+      case 2: return body(Copy<uint16_t, 2>{});
+      default: break;
+    }
+  } else {
+    switch (dtype) {
+      case ScalarType::Double: return wide ? body(Add<double, 16>{}) : body(Add<double, 8>{});
+      case ScalarType::Float: return wide ? body(Add<float, 16>{}) : body(Add<float, 4>{});
+      case ScalarType::BFloat16: return wide ? body(Add<BFloat16, 16>{}) : body(Add<BFloat16, 2>{});
+      case ScalarType::Half: return wide ? body(Add<Half, 16>{}) : body(Add<Half, 2>{});
+      default: break;
+    }
+  }
+  STD_TORCH_CHECK(false, "token_shift: only float64, float32, bfloat16 and float16 are supported");
+}
+
+}  // namespace i2v::shift

@@ -1,0 +1,38 @@
+// The CUDA kernel's threads, run one after another on the CPU over the whole grid. Most machines that build and test this
+// package have no GPU: this op lets their tests judge the kernel's index arithmetic, masks, vector widths and sums against the
+// definition, with the address sanitizer watching. It is for tests alone: the `cpu` backend is the fast one.
+#include "cuda_thread.h"
+
+namespace i2v::shift {
+namespace {
+
+void token_shift_emulated(const Tensor& x, Tensor out, const std::vector<int64_t> channels,
+                          const std::vector<int64_t> offsets, int64_t padding, int64_t start, int64_t stop, bool adjoint) {
+  STD_TORCH_CHECK(x.is_cpu(), "token_shift_emulated: x must be a CPU tensor [B, T, N, C]");
+  const Launch p = describe(x, out, channels, offsets, padding, start, stop, adjoint);
+  if (p.threads == 0) return;
+  for_thread(p, x.scalar_type(), [&](auto thread) {
+    for (int64_t i = 0; i < p.blocks * threads_per_block; ++i) decltype(thread)::run(p, i);
+  });
+}
+
+// The bytes that a thread loads and stores at once.
+int64_t token_shift_vector_bytes(const Tensor& x, const Tensor& out, const std::vector<int64_t> channels) {
+  return describe(x, out, channels, std::vector<int64_t>(channels.size()), zeros, 0, x.size(2), false).vector_bytes;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(i2v_kernels_C, m) {
+  m.def(
+      "token_shift_emulated(Tensor x, Tensor(a!) out, int[] channels, int[] offsets, int padding, int start, int stop, "
+      "bool adjoint) -> ()");
+  m.def("token_shift_vector_bytes(Tensor x, Tensor out, int[] channels) -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CPU, m) {
+  m.impl("token_shift_emulated", TORCH_BOX(&token_shift_emulated));
+  m.impl("token_shift_vector_bytes", TORCH_BOX(&token_shift_vector_bytes));
+}
+
+}  // namespace i2v::shift

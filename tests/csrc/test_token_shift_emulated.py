@@ -1,0 +1,122 @@
+"""What one thread of token_shift's CUDA kernel computes, run on the CPU over the whole grid, against the definition."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from i2v_kernels import _extension
+from i2v_kernels.ops.token_shift import reference
+from i2v_kernels.ops.token_shift.op import MAX_GROUPS, PADDINGS
+
+pytestmark = pytest.mark.skipif(_extension.why_no_cpu() is not None, reason=str(_extension.why_no_cpu()))
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+EPS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def guarded(shape, dtype, order=(0, 1, 2, 3), shift=0, pad=0):
+    """A NaN-filled tensor whose dimensions lie in `order` in memory, and its storage: what must not be written stays NaN.
+
+    It begins `shift` elements into the storage and leaves `pad` elements unused after each row.
+    """
+    sizes = [shape[i] for i in order]
+    row = sizes[-1] + pad
+    count = row * max(sizes[0] * sizes[1] * sizes[2], 1)
+    storage = torch.full((shift + count,), float("nan"), dtype=dtype)
+    strides = [0] * 4
+    step = 1
+    for place in (3, 2, 1, 0):
+        strides[order[place]] = step
+        step *= row if place == 3 else sizes[place]
+    return storage.as_strided(shape, strides, shift), storage
+
+
+def check(x, out, storage, groups, padding, tokens, adjoint):
+    channels, offsets = [g[0] for g in groups], [g[1] for g in groups]
+    definition = reference.adjoint if adjoint else reference.forward
+    wanted = definition(x.double(), channels, offsets, padding, *tokens)
+    torch.ops.i2v_kernels_C.token_shift_emulated(x, out, channels, offsets, PADDINGS.index(padding), *tokens, adjoint)
+    if adjoint and padding == "edge":
+        torch.testing.assert_close(out.double(), wanted, rtol=EPS[x.dtype], atol=EPS[x.dtype])
+    else:
+        assert torch.equal(out.double(), wanted)
+    assert int(storage.isnan().sum()) == storage.numel() - out.numel(), "memory beside the output was written"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("adjoint", (False, True), ids=("forward", "adjoint"))
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_matches_the_definition(padding, adjoint, dtype):
+    torch.manual_seed(0)
+    groupings = (
+        [(16, 1), (16, -1)],
+        [(8, -2), (0, 5), (1, 1), (31, 40)],
+        [(3, -(2**62)), (2, 2**62), (4, 7)],
+        [(8, i - 4) for i in range(MAX_GROUPS)],
+        [],
+    )
+    for groups, frames, tokens in itertools.product(groupings, (1, 2, 3, 4, 5, 8, 13), ((0, 5), (1, 4), (2, 2))):
+        shape = (2, frames, 5, 64)
+        x = torch.randn(shape, dtype=dtype)
+        check(x, *guarded(shape, dtype), groups, padding, tokens, adjoint)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("adjoint", (False, True), ids=("forward", "adjoint"))
+def test_any_strides_and_addresses(adjoint, dtype):
+    torch.manual_seed(1)
+    widths = set()
+    orders = ((0, 1, 2, 3), (2, 0, 1, 3), (0, 2, 1, 3), (1, 2, 0, 3))
+    for order, shift, pad, channels in itertools.product(orders, (0, 1, 2, 4, 8), (0, 1, 2, 4, 8), (1, 2, 7, 24, 64)):
+        shape = (2, 5, 3, channels)
+        x, storage = guarded(shape, dtype, order, shift, pad)
+        x.copy_(torch.randn(shape))
+        groups = [(channels // 4, 1), (channels // 4, -1)]
+        out, storage = guarded(shape, dtype, orders[(orders.index(order) + shift) % 4], pad, shift)
+        check(x, out, storage, groups, "edge", (0, 3), adjoint)
+        widths.add(torch.ops.i2v_kernels_C.token_shift_vector_bytes(x, out, [g[0] for g in groups]))
+    assert widths == {width for width in (2, 4, 8, 16) if width >= dtype.itemsize}
+
+
+@pytest.mark.parametrize("shape", ((0, 4, 3, 8), (2, 0, 3, 8), (2, 4, 0, 8), (2, 4, 3, 0)))
+def test_empty(shape):
+    x = torch.randn(shape)
+    for padding, adjoint in itertools.product(range(3), (False, True)):
+        torch.ops.i2v_kernels_C.token_shift_emulated(x, torch.empty_like(x), [], [], padding, 0, shape[2], adjoint)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_models_get_the_widest_vectors(dtype):
+    """TSM and TokShift on ViT-B and ViT-L, batch-first and sequence-first."""
+    for width, fraction in itertools.product((768, 1024), (4, 8, 32)):
+        dense = torch.empty(2, 8, 197, width, dtype=dtype)
+        sequence_first = torch.empty(197, 2, 8, width, dtype=dtype).permute(1, 2, 0, 3)
+        for x in (dense, sequence_first):
+            assert torch.ops.i2v_kernels_C.token_shift_vector_bytes(x, x, [width // fraction] * 2) == 16
+
+
+def test_narrower_where_a_boundary_asks_for_it():
+    x = torch.empty(1, 2, 3, 64, dtype=torch.bfloat16)
+    bytes_of = torch.ops.i2v_kernels_C.token_shift_vector_bytes
+    assert [bytes_of(x, x, [count]) for count in (8, 4, 2, 1)] == [16, 8, 4, 2]
+    assert bytes_of(x[..., :63], x[..., :63], []) == 2
+    assert bytes_of(x[..., 4:60], x[..., :56], []) == 8
+    assert bytes_of(x[:1, :1, :1, 8:9], x[:1, :1, :1, :1], []) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    (
+        (([5, 5], [1, 1], 0), "name 10 of 8 channels"),
+        (([1] * 9, [1] * 9, 0), "at most 8"),
+        (([1], [1, 2], 0), "as many offsets"),
+        (([1], [1], 3), "padding 3 is unknown"),
+    ),
+)
+def test_refuses(arguments, message):
+    x = torch.randn(1, 2, 3, 8)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.i2v_kernels_C.token_shift_emulated(x, torch.empty_like(x), *arguments, 0, 3, False)
