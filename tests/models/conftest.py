@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from open_clip.model import CLIP
@@ -23,3 +25,42 @@ def clip_model() -> CLIP:
 @pytest.fixture
 def frames() -> torch.Tensor:
     return torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+class ClipList:
+    """A loader over random clips in memory, with the interface that ``fit`` asks of ``ClipLoader``."""
+
+    def __init__(self, count: int = 12, batch_size: int = 4, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.label = torch.arange(count) % 2
+        self.frames = torch.randint(0, 128, (count, 4, 32, 32, 3), dtype=torch.uint8, generator=generator)
+        self.frames[self.label == 1, :2] += 100  # class 1 is bright first, class 0 is bright last
+        self.frames[self.label == 0, 2:] += 100
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.epoch, self.yielded = 0, 0
+
+    def __len__(self) -> int:
+        return len(self.label) // (self.batch_size * self.world_size)
+
+    def __iter__(self):
+        order = torch.randperm(len(self.label), generator=torch.Generator().manual_seed(self.seed * 1000 + self.epoch))
+        while self.yielded < len(self):
+            first = (self.yielded * self.world_size + self.rank) * self.batch_size
+            rows = order[first : first + self.batch_size]
+            self.yielded += 1
+            yield SimpleNamespace(
+                frames=self.frames[rows], label=self.label[rows], path=[str(int(r)) for r in rows], valid=rows >= 0
+            )
+        self.yielded = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch, self.yielded = epoch, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batches": self.yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.yielded = state["epoch"], state["batches"]
+
+    def report(self) -> dict[str, str]:
+        return {f"broken_{self.rank}.mp4": "no video stream"}

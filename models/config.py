@@ -1,0 +1,139 @@
+"""Settings as dataclasses; the command line is generated from their fields."""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+from i2v_models.methods import METHODS
+
+T = TypeVar("T")
+
+
+def opt(default: Any, help: str, *, resumable: bool = True, **metadata: Any) -> Any:
+    """A field with its help text. ``resumable=False``: a run that changes it is another run and must not resume."""
+    metadata |= {"help": help, "resumable": resumable}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def fixed(default: Any, help: str, **metadata: Any) -> Any:
+    return opt(default, help, resumable=False, **metadata)
+
+
+@dataclass(kw_only=True, frozen=True)
+class FitConfig:
+    """Everything :func:`i2v_models.fit` needs to know. AdamW, linear warm-up, then cosine to zero."""
+
+    output: str | None = opt(None, "folder for checkpoints and logs; the same command again resumes from it")
+    epochs: float = fixed(10.0, "passes over the data", above=0)
+    steps: int | None = fixed(None, "optimizer steps, in place of --epochs", above=0)
+    accumulate: int = fixed(1, "batches per optimizer step", above=0)
+    lr: float = fixed(5e-4, "highest learning rate", above=0)
+    weight_decay: float = fixed(0.05, "of weights; none on biases, norms and embeddings", least=0)
+    warmup: float = fixed(0.1, "share of the steps in which the learning rate rises", least=0)
+    clip_norm: float = fixed(1.0, "largest gradient norm, 0 for no limit", least=0)
+    label_smoothing: float = fixed(0.0, "share of the target spread over all classes", least=0)
+    precision: str = fixed("fp32", "autocast type; parameters stay fp32", choices=("fp32", "bf16", "fp16"))
+    seed: int = fixed(0, "of weights, data order and dropout", least=0)
+    save_every: int = opt(500, "steps between checkpoints", above=0)
+    log_every: int = opt(10, "steps between lines of the log", above=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainConfig(FitConfig):
+    """A whole training run, from files to checkpoints."""
+
+    method: str = fixed(MISSING, "transfer method", choices=tuple(METHODS))
+    data: str = fixed(MISSING, "folder with one folder of videos per class, or a CSV of path,label")
+    model: str = fixed("ViT-B-16", "name of an open_clip model with a ViT")
+    pretrained: str = fixed(MISSING, "open_clip tag or file of its weights; 'none' for random ones")
+    output: str = opt("runs/train", "folder for checkpoints and logs; the same command again resumes from it")
+    frames: int = fixed(8, "frames per clip", above=0)
+    sampling: str = fixed("tsn_train", "how frames are drawn from a video")
+    batch_size: int = fixed(8, "clips per batch and process", above=0)
+    workers: int = opt(2, "decoding processes", least=0)
+    head: str = fixed("text", "similarity to class captions, or a linear layer", choices=("text", "linear"))
+    caption: str = fixed("a video of {}", "caption of a class; {} is its name")
+    train_backbone: bool = fixed(False, "train the image tower too")
+    width: int | None = fixed(None, "width of the adapters (default: as published)", above=0)
+    adapters: int | None = fixed(None, "temporal adapters per block: 1 as for Kinetics, 2 as for Something-Something")
+    kernels: bool = fixed(True, "use the package's kernels; otherwise the published PyTorch operations")
+    checkpointing: bool = fixed(False, "recompute each block in the backward pass: less memory, more time")
+    device: str = fixed("auto", "cpu, cuda, ...; auto takes a GPU where there is one")
+
+
+@dataclass(kw_only=True, frozen=True)
+class EvalConfig:
+    """A test of a trained model."""
+
+    checkpoint: str = opt(MISSING, "output folder of a training run")
+    data: str = opt(MISSING, "folder with one folder of videos per class, or a CSV of path,label")
+    views: tuple[int, int] = opt((1, 1), "clips per video in time and crops in space; their probabilities are averaged")
+    sampling: str = opt("tsn_test", "how frames are drawn from a video")
+    batch_size: int = opt(8, "videos per batch", above=0)
+    workers: int = opt(2, "decoding processes", least=0)
+    precision: str = opt("fp32", "autocast type", choices=("fp32", "bf16", "fp16"))
+    device: str = opt("auto", "cpu, cuda, ...; auto takes a GPU where there is one")
+    output: str | None = opt(None, "JSON file for the result (default: eval.json in the checkpoint folder)")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def check(config: Any) -> None:
+    """Raise ``ValueError`` naming the field and the value that is out of range."""
+    for item in fields(config):
+        value, above, least = getattr(config, item.name), item.metadata.get("above"), item.metadata.get("least")
+        if value not in item.metadata.get("choices", (value,)):
+            raise ValueError(f"{item.name}={value!r} is unknown; there are {', '.join(item.metadata['choices'])}")
+        if value is not None and ((above is not None and value <= above) or (least is not None and value < least)):
+            limit = f"above {above}" if above is not None else f"at least {least}"
+            raise ValueError(f"{item.name} must be {limit}, got {value}")
+
+
+def parser(config: type[Any], prog: str) -> argparse.ArgumentParser:
+    """One argument per field of the dataclass ``config``."""
+    style = argparse.ArgumentDefaultsHelpFormatter
+    out = argparse.ArgumentParser(prog, description=config.__doc__, formatter_class=style)
+    hints = typing.get_type_hints(config)
+    for item in fields(config):
+        out.add_argument("--" + item.name.replace("_", "-"), **_argument(item, hints[item.name]))
+    return out
+
+
+def parse(config: type[T], prog: str, argv: Sequence[str] | None = None) -> T:
+    """The dataclass from a command line; a wrong value ends the program with a message that names argument and
+    value.
+    """
+    arguments = parser(config, prog)
+    values = vars(arguments.parse_args(argv))
+    if "views" in values:
+        values["views"] = tuple(values["views"])
+    try:
+        return config(**values)
+    except ValueError as error:
+        arguments.error(str(error))
+
+
+def _argument(item: Field[Any], kind: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"help": item.metadata["help"]}
+    if item.default is MISSING:
+        arguments["required"] = True
+    else:
+        arguments["default"] = item.default
+    if typing.get_origin(kind) is types.UnionType:
+        kind = typing.get_args(kind)[0]
+    if kind is bool:
+        arguments["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(kind) is tuple:
+        arguments |= {"type": typing.get_args(kind)[0], "nargs": 2, "metavar": ("TIME", "SPACE")}
+    else:
+        arguments |= {"type": kind, "choices": item.metadata.get("choices")}
+    return arguments

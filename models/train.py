@@ -1,0 +1,115 @@
+"""Train a video model: ``python -m i2v_models.train --method st_adapter --data DIR --model ViT-B-16 --pretrained
+openai``.
+
+Under ``torchrun`` every process trains on its share of the videos and gradients are averaged.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from i2v_kernels.video import ClipLoader
+from i2v_models.backbone import VideoCLIP, check_vit
+from i2v_models.build import build, load_clip
+from i2v_models.config import TrainConfig, parse
+from i2v_models.fit import Trainer, is_first
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is this process's GPU where there is one; ``ValueError`` for a device that is not there."""
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r} cannot be used: {error}") from error
+
+
+def load_image_model(config: TrainConfig) -> tuple[nn.Module, Tokenizer]:
+    """The image-text model of a run on its device; random weights (``pretrained='none'``) follow from the seed."""
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    clip_model, tokenizer = load_clip(config.model, None if config.pretrained == "none" else config.pretrained)
+    check_vit(clip_model)
+    return clip_model.to(device), tokenizer
+
+
+def make_model(config: TrainConfig, classes: Sequence[str], clip_model: nn.Module, tokenizer: Tokenizer) -> VideoCLIP:
+    """The model that a run starts from; the same again for the same settings."""
+    if "{}" not in config.caption:
+        raise ValueError(f"caption={config.caption!r} has no {{}} for the name of the class")
+    torch.manual_seed(config.seed)
+    return build(
+        clip_model,
+        config.method,
+        frames=config.frames,
+        head=config.head,
+        captions=[config.caption.replace("{}", name.replace("_", " ")) for name in classes],
+        tokenizer=tokenizer,
+        kernels=config.kernels,
+        train_backbone=config.train_backbone,
+        checkpointing=config.checkpointing,
+        **{name: value for name in ("width", "adapters") if (value := getattr(config, name)) is not None},
+    )
+
+
+def prepare(config: TrainConfig) -> Trainer:
+    """Model, loader and the state to resume from; ``ValueError`` says which setting cannot be."""
+    clip_model, tokenizer = load_image_model(config)
+    height, width = clip_model.visual.image_size
+    if height != width:
+        raise ValueError(f"model={config.model!r} takes {height}x{width} images; clips are square")
+    loader = ClipLoader(
+        config.data,
+        frames=config.frames,
+        sampling=config.sampling,
+        size=height,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        shuffle=True,
+        seed=config.seed,
+    )
+    model = make_model(config, loader.classes, clip_model, tokenizer)
+    return Trainer(model, loader, config, {"classes": list(loader.classes)})
+
+
+def train(config: TrainConfig) -> tuple[VideoCLIP, list[dict[str, float]]]:
+    """A whole run, new or resumed: the trained model and the lines of the log."""
+    trainer = prepare(config)
+    return trainer.model, trainer.run()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse(TrainConfig, "python -m i2v_models.train", argv)
+    if "RANK" in os.environ:
+        cuda = pick_device(config.device).type == "cuda"
+        dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        trainer = prepare(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if is_first():
+        count = sum(parameter.numel() for parameter in trainer.parameters)
+        print(
+            f"{config.method} on {config.model}: {count / 1e6:.3f} M trainable parameters, "
+            f"step {trainer.step} of {trainer.steps}, output in {config.output}"
+        )
+    trainer.run()
+    if is_first():
+        for path, reason in trainer.bad.items():
+            print(f"bad video: {path}: {reason}")
+        print(f"done: {trainer.steps} steps, {len(trainer.bad)} bad videos, see {config.output}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
