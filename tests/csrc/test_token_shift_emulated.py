@@ -18,7 +18,7 @@ EPS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.fl
 
 
 def guarded(shape, dtype, order=(0, 1, 2, 3), shift=0, pad=0):
-    """A NaN-filled tensor whose dimensions lie in `order` in memory, and its storage: what must not be written stays NaN.
+    """A NaN-filled tensor whose dimensions lie in `order` in memory, and its storage: what stays NaN was not written.
 
     It begins `shift` elements into the storage and leaves `pad` elements unused after each row.
     """
