@@ -16,7 +16,7 @@
 namespace i2v {
 namespace {
 
-constexpr const char* names[] = {"plain", "avx2", "avx512"};
+constexpr const char* names[] = {"plain", "avx2", "avx512", "avx512_bf16"};
 
 std::atomic<Isa>& chosen() {
   static std::atomic<Isa> isa{best_isa()};
@@ -29,7 +29,7 @@ Isa best_isa() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::plain;

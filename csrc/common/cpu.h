@@ -23,7 +23,7 @@ namespace i2v {
 using bf16 = torch::headeronly::BFloat16;
 using fp16 = torch::headeronly::Half;
 
-enum class Isa { plain, avx2, avx512 };
+enum class Isa { plain, avx2, avx512, avx512_bf16 };
 
 Isa best_isa();      // what this processor has
 Isa current_isa();   // what the kernels use: the best one unless set_isa was called
@@ -39,10 +39,11 @@ using accumulate_t = typename accumulate<T>::type;
 
 // `kernel<T>` of the namespace compiled for the current instruction set.
 #if defined(__x86_64__)
-#define I2V_PICK(kernel, T)                                       \
-  (::i2v::current_isa() == ::i2v::Isa::avx512 ? avx512::kernel<T> \
-   : ::i2v::current_isa() == ::i2v::Isa::avx2 ? avx2::kernel<T>   \
-                                              : plain::kernel<T>)
+#define I2V_PICK(kernel, T)                                                   \
+  (::i2v::current_isa() == ::i2v::Isa::avx512_bf16 ? avx512_bf16::kernel<T>   \
+   : ::i2v::current_isa() == ::i2v::Isa::avx512    ? avx512::kernel<T>        \
+   : ::i2v::current_isa() == ::i2v::Isa::avx2      ? avx2::kernel<T>          \
+                                                   : plain::kernel<T>)
 #else
 #define I2V_PICK(kernel, T) plain::kernel<T>
 #endif

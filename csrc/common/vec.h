@@ -50,7 +50,7 @@ I2V_INLINE Vec<float> load(const bf16* p) {
 }
 
 I2V_INLINE Vec<float> load(const fp16* p) {
-#if I2V_ISA == I2V_ISA_AVX512
+#if I2V_ISA >= I2V_ISA_AVX512
   return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif I2V_ISA == I2V_ISA_AVX2
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -67,16 +67,20 @@ I2V_INLINE void store(A* p, Vec<A> x) {
 }
 
 I2V_INLINE void store(bf16* p, Vec<float> x) {
+#if I2V_ISA == I2V_ISA_AVX512_BF16
+  const __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+#else
   Bits32 bits;
   std::memcpy(&bits, &x, sizeof x);
   const Bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
   const Bits32 quiet = Bits32{} + 0x7fc0;
   const Half16 half = __builtin_convertvector(x == x ? rounded : quiet, Half16);
+#endif
   std::memcpy(static_cast<void*>(p), &half, sizeof half);
 }
 
 I2V_INLINE void store(fp16* p, Vec<float> x) {
-#if I2V_ISA == I2V_ISA_AVX512
+#if I2V_ISA >= I2V_ISA_AVX512
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
 #elif I2V_ISA == I2V_ISA_AVX2
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));

@@ -23,13 +23,15 @@ struct Layout {
   int64_t square() const { return padded_frames * lane_count; }    // elements of the group's scores
 };
 
+// `ahead` elements further lies what the next call will copy: frames are too far apart for the hardware to foresee it.
 template <typename T, typename A>
-I2V_INLINE void copy_in(const Layout<A>& l, const T* source, int64_t stride, A scale, A* target) {
+I2V_INLINE void copy_in(const Layout<A>& l, const T* source, int64_t stride, int64_t ahead, A scale, A* target) {
   const int W = Layout<A>::W;
   for (int64_t t = 0; t < l.frames; ++t) {
     const T* row = source + t * stride;
     A* to = target + t * l.padded_dim;
     int64_t d = 0;
+    for (int64_t line = 0; line < l.dim; line += 64 / sizeof(T)) __builtin_prefetch(row + ahead + line, 0, 2);
     for (; d + W <= l.dim; d += W) store<A>(to + d, load(row + d) * scale);
     if (d < l.dim) store<A>(to + d, load_part(row + d, l.dim - d) * scale);
   }
@@ -141,6 +143,12 @@ I2V_INLINE T* at(const View<4>& x, int64_t b, int64_t n, int64_t h) {
   return reinterpret_cast<T*>(x.data) + b * x.stride[0] + n * x.stride[2] + h * x.stride[3];
 }
 
+// From head h of a token to the group of heads that comes next, in the same token or at the start of the following one.
+template <typename A>
+I2V_INLINE int64_t next_group(const Problem& p, const Layout<A>& l, const View<4>& x, int64_t h) {
+  return h + l.group < p.heads ? l.group * x.stride[3] : x.stride[2] - h * x.stride[3];
+}
+
 template <typename A>
 I2V_INLINE void fill_lane_frames(const Layout<A>& l, A* lane_frame) {
   for (int64_t lane = 0; lane < l.lane_count; ++lane) lane_frame[lane] = A(lane % l.padded_frames);
@@ -151,8 +159,8 @@ template <typename T, typename A>
 I2V_INLINE void probabilities(const Problem& p, const Layout<A>& l, int64_t b, int64_t n, int64_t h, int64_t count,
                               const A* lane_frame, A* q, A* k, A* scores) {
   for (int64_t g = 0; g < count; ++g) {
-    copy_in(l, at<T>(p.q, b, n, h + g), p.q.stride[1], A(p.scale), q + g * l.sequence());
-    copy_in(l, at<T>(p.k, b, n, h + g), p.k.stride[1], A(1), k + g * l.sequence());
+    copy_in(l, at<T>(p.q, b, n, h + g), p.q.stride[1], next_group(p, l, p.q, h), A(p.scale), q + g * l.sequence());
+    copy_in(l, at<T>(p.k, b, n, h + g), p.k.stride[1], next_group(p, l, p.k, h), A(1), k + g * l.sequence());
     dot_products(l, q + g * l.sequence(), k + g * l.sequence(), scores + g * l.padded_frames);
   }
   const A* bias = p.bias_lanes ? static_cast<const A*>(p.bias_lanes) + h / l.group * l.square() : nullptr;
@@ -191,7 +199,7 @@ void forward(const Problem& p, int64_t begin, int64_t end) {
       const int64_t count = std::min(l.group, p.heads - h);
       probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, scores);
       for (int64_t g = 0; g < count; ++g) {
-        copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], A(1), v + g * l.sequence());
+        copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), A(1), v + g * l.sequence());
         mix(l, scores + g * l.padded_frames, 1, l.lane_count, v + g * l.sequence(), A(1), at<T>(p.out, b, n, h + g),
             p.out.stride[1]);
       }
@@ -214,8 +222,8 @@ void backward(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
       const int64_t count = std::min(l.group, p.heads - h);
       probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, probs);
       for (int64_t g = 0; g < count; ++g) {
-        copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], A(1), v + g * l.sequence());
-        copy_in(l, at<T>(p.grad, b, n, h + g), p.grad.stride[1], A(1), grad + g * l.sequence());
+        copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), A(1), v + g * l.sequence());
+        copy_in(l, at<T>(p.grad, b, n, h + g), p.grad.stride[1], next_group(p, l, p.grad, h), A(1), grad + g * l.sequence());
         dot_products(l, grad + g * l.sequence(), v + g * l.sequence(), dscores + g * l.padded_frames);
       }
       for (int64_t lane = 0; lane < l.lane_count; lane += Layout<A>::W) {

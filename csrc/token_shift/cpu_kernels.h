@@ -3,7 +3,7 @@
 
 template <typename T>
 I2V_INLINE void copy_run(T* to, const T* from, int64_t count, bool past_cache) {
-#if I2V_ISA == I2V_ISA_AVX512
+#if I2V_ISA >= I2V_ISA_AVX512
   if (past_cache) {
     while (count > 0 && reinterpret_cast<uintptr_t>(to) % 64 != 0) *to++ = *from++, --count;
     constexpr int64_t step = 64 / sizeof(T);
