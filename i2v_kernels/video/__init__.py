@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
+from .backends import choose_backend, decode, index, register_backend
+from .batch import Batch, Report
 from .errors import VideoError
+from .loader import ClipLoader
+from .sampling import SAMPLERS, get_sampler
+from .sources import Video
+from .types import Decoder, VideoIndex
 from .write import write_video
 
-__all__ = ["VideoError", "write_video"]
+__all__ = [
+    "SAMPLERS",
+    "Batch",
+    "ClipLoader",
+    "Decoder",
+    "Report",
+    "Video",
+    "VideoError",
+    "VideoIndex",
+    "choose_backend",
+    "decode",
+    "get_sampler",
+    "index",
+    "register_backend",
+    "write_video",
+]

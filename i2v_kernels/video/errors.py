@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from types import ModuleType
 
 
 class VideoError(Exception):
-    """A video file that cannot be used.
+    """A video file that cannot be used as asked.
 
     Attributes:
         path: the file, as a string.
         reason: why, in one line.
+        decodable: where only the first part of the file decodes, how many frames that is; else None.
     """
 
-    def __init__(self, path: str | Path, reason: str) -> None:
-        self.path, self.reason = str(path), reason
-        super().__init__(self.path, reason)
+    def __init__(self, path: str | os.PathLike[str], reason: str, decodable: int | None = None) -> None:
+        self.path, self.reason, self.decodable = os.fspath(path), reason, decodable
+        super().__init__(self.path, reason, decodable)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -24,8 +25,11 @@ class VideoError(Exception):
 
 def import_av() -> ModuleType:
     """The ``av`` module (PyAV), or an ImportError that says how to install it."""
+    install = "reading and writing videos needs PyAV 17 or newer: pip install i2v-kernels[video]"
     try:
         import av
     except ImportError as error:
-        raise ImportError(f"reading and writing videos needs PyAV: pip install i2v-kernels[video] ({error})") from error
+        raise ImportError(f"{install} ({error})") from error
+    if int(av.__version__.split(".")[0]) < 17:
+        raise ImportError(f"{install} (found {av.__version__})")
     return av

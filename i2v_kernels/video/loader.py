@@ -1,0 +1,235 @@
+"""Batches of clips from folders, CSV files and lists: deterministic, sharded, resumable, not stopped by bad files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from .backends import choose_backend
+from .batch import Batch, Report
+from .reader import ClipReader, Entry, Request, Result
+from .sampling import Sampler, get_sampler
+from .sources import read_sources
+
+
+class ClipLoader:
+    """Iterate over one epoch of clips: ``for batch in loader: model(batch.frames.to(device))``.
+
+    The order depends on (seed, epoch) only, and what is sampled from a video on (seed, epoch, video, view) only: not on
+    ``workers``, nor on what was read before. All ranks see the same number of batches, and the clips that they see in
+    one step are, together, the same for any number of ranks with the same global batch size. One iteration at a time.
+
+    Args:
+        sources: a folder with one folder of videos per class (labels number the sorted folder names);
+            a CSV file with the columns path, label, caption, of which only path is needed, with or without a header
+            line (then in any order) and paths relative to the CSV file; or a list of paths or (path, label[, caption]).
+            Labels are all numbers, or all names, which are numbered in sorted order.
+        frames: T, frames per clip.
+        sampling: a name from `SAMPLERS`, or a function of that kind. ``"tsn_train"`` is the usual choice for training.
+        size: frames are scaled to this short side and cropped to ``size x size``.
+        batch_size: clips per batch on this rank.
+        workers: worker processes, each with one decoder thread; they live as long as the loader. 0: decode in this one.
+        shuffle: a new order each epoch; call `set_epoch`.
+        seed: not negative.
+        backend: decoder, see `register_backend`. The choice and its reason are in ``loader.backend``.
+        on_error: what to do about a video that cannot be read: ``"replace"`` shows the next good one of the list in its
+            place, flagged in ``valid`` (11 bad ones in a row are an error); ``"raise"`` raises its VideoError;
+            ``"skip"`` leaves it out, so that batches get smaller and an entirely bad batch is missing on its rank: not
+            for training where ranks wait for each other. Files that decode only in part are used as far as they go.
+            `report` names them all.
+        rank, world_size: this process's share; from torch.distributed if it is initialised, else 0 and 1. Shares are
+            made equal by repeats, flagged in ``valid``.
+        views: (temporal, spatial) views per video, each a clip of its own, in the order of ``batch.view``. Temporal
+            views are the sampler's clips; spatial views are 1 (centre) or 3 (spread along the long side).
+        drop_last: drop the last step if it is not full on all ranks, instead of a smaller batch.
+        pin_memory: batches in pinned memory (if there is a GPU).
+        prefetch: batches each worker prepares ahead.
+        multiprocessing_context: how workers start: "fork", "spawn", "forkserver", or None for Python's default.
+
+    Attributes:
+        videos: list of `Video` (path, label, caption). classes: their names, empty if labels are numbers or absent.
+        epoch: as set by `set_epoch`. backend: (name, reason).
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: an argument is not as above. ImportError: no decoder is installed.
+        While iterating: VideoError, see ``on_error``.
+    """
+
+    def __init__(
+        self,
+        sources: Any,
+        *,
+        frames: int = 8,
+        sampling: str | Sampler = "tsn_test",
+        size: int = 224,
+        batch_size: int = 8,
+        workers: int = 0,
+        shuffle: bool = False,
+        seed: int = 0,
+        backend: str = "auto",
+        on_error: str = "replace",
+        rank: int | None = None,
+        world_size: int | None = None,
+        views: tuple[int, int] = (1, 1),
+        drop_last: bool = False,
+        pin_memory: bool = False,
+        prefetch: int = 2,
+        multiprocessing_context: str | None = None,
+    ) -> None:
+        least = {"frames": (frames, 1), "size": (size, 1), "batch_size": (batch_size, 1), "prefetch": (prefetch, 1)}
+        for name, (value, low) in (least | {"workers": (workers, 0), "seed": (seed, 0)}).items():
+            if not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be an int of at least {low}, got {value!r}")
+        if on_error not in ("replace", "skip", "raise"):
+            raise ValueError(f"on_error must be 'replace', 'skip' or 'raise', got {on_error!r}")
+        if len(views) != 2 or views[0] < 1 or views[1] not in (1, 3):
+            raise ValueError(f"views must be (temporal >= 1, spatial 1 or 3), got {views!r}")
+        sampler = get_sampler(sampling)
+        if len(found := sampler(1000, frames, np.random.default_rng(seed), clip=0, clips=views[0])) != frames:
+            raise ValueError(f"sampling={sampling!r} gave {len(found)} frames, asked for frames={frames}")
+        self.rank, self.world_size = _share(rank, world_size)
+        self.videos, self.classes = read_sources(sources)
+        name, decoder, reason = choose_backend(backend)
+        self.backend = name, reason
+        self.batch_size, self.shuffle, self.seed, self.views = batch_size, shuffle, seed, (views[0], views[1])
+        self.drop_last, self.epoch = drop_last, 0
+        self._pin = pin_memory and torch.cuda.is_available()
+        self._start = self._position = self._iteration = 0
+        self._report = Report()
+        self._clips, self._seconds, self._waited = 0, 0.0, 0.0
+        self._reader = ClipReader(self.videos, decoder, sampler, frames, size, self.views, seed, on_error)
+        self._pool: DataLoader | None = None
+        if workers:
+            self._pool = DataLoader(
+                self._reader,
+                sampler=_Plan(self),
+                batch_size=None,
+                num_workers=workers,
+                persistent_workers=True,
+                prefetch_factor=prefetch,
+                pin_memory=self._pin,
+                multiprocessing_context=multiprocessing_context,
+                # Its own, or every epoch would draw from the global one and training would depend on `workers`.
+                generator=torch.Generator(),
+            )
+
+    def __len__(self) -> int:
+        """Batches per epoch, on every rank."""
+        full, rest = divmod(len(self.videos) * self.views[0] * self.views[1], self.batch_size * self.world_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._iteration += 1
+        iteration, self._position = self._iteration, self._start
+        self._clips, self._seconds, self._waited = 0, 0.0, 0.0
+        if self._pool is None:
+            results: Iterator[Result] = map(self._reader.__getitem__, self.plan(self._start))
+        else:
+            results = iter(self._pool)
+        self._start = 0
+        return self._batches(results, iteration)
+
+    def _batches(self, results: Iterator[Result], iteration: int) -> Iterator[Batch]:
+        begun = time.perf_counter()
+        while True:
+            if iteration != self._iteration:
+                raise RuntimeError("ClipLoader: a newer iteration over this loader has begun; it has one at a time")
+            asked = time.perf_counter()
+            result = next(results, None)
+            self._seconds, self._waited = time.perf_counter() - begun, self._waited + time.perf_counter() - asked
+            if result is None:
+                self._position = len(self)
+                return
+            for path, reason in result.bad:
+                self._report.add(path, reason)
+            if result.error is not None:
+                raise result.error
+            self._position = result.number + 1
+            if result.batch is not None:
+                self._clips += len(result.batch)
+                yield result.batch.pin_memory() if self._pin and self._pool is None else result.batch
+
+    def plan(self, start: int = 0) -> Iterator[Request]:
+        """What batches ``start``, ``start + 1``, ... of this epoch are made of, on this rank."""
+        views = self.views[0] * self.views[1]
+        count, total = len(self.videos), len(self.videos) * views
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else np.arange(count)
+        epoch = self.epoch
+        for number in range(start, len(self)):
+            first = number * self.batch_size * self.world_size
+            share = min(self.batch_size, -(-(total - first) // self.world_size))
+            places = range(first + self.rank * share, first + (self.rank + 1) * share)
+            entries = [Entry(int(order[p % total // views]), p % views, p < total) for p in places]
+            yield Request(number, epoch, entries)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration, which starts at its first batch (or where `load_state_dict` said)."""
+        if not isinstance(epoch, int) or epoch < 0:
+            raise ValueError(f"set_epoch: epoch must be an int of at least 0, got {epoch!r}")
+        if epoch != self.epoch:
+            self.epoch, self._start, self._position = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and position, the number of batches of it yielded so far; the same on every rank."""
+        return {"epoch": self.epoch, "position": self._position, "plan": self._fingerprint()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next iteration yield exactly the batches that had not been yielded when ``state`` was taken.
+
+        A state taken at the end of an epoch gives an iteration without batches: go on with ``set_epoch(epoch + 1)``.
+
+        Raises:
+            ValueError: the state is of a loader with other videos or settings.
+        """
+        here = self._fingerprint()
+        changed = [f"{k}: {state['plan'].get(k)} -> {here[k]}" for k in here if state["plan"].get(k) != here[k]]
+        if changed:
+            raise ValueError(f"load_state_dict: the loader is not the one that was saved: {', '.join(changed)}")
+        self.epoch, self._start, self._position = state["epoch"], state["position"], state["position"]
+
+    def _fingerprint(self) -> dict[str, Any]:
+        names = ("batch_size", "world_size", "shuffle", "seed", "drop_last")
+        return {"videos": len(self.videos), "views": list(self.views), **{name: getattr(self, name) for name in names}}
+
+    def report(self) -> Report:
+        """The bad files met so far, in all epochs, those met by workers too."""
+        return self._report
+
+    def stats(self) -> dict[str, float]:
+        """Of the current or last iteration: ``clips``, ``seconds``, ``clips_per_second``, ``wait_seconds`` (the time
+        spent waiting for data); and ``bad_files`` so far."""
+        return {
+            "clips": self._clips,
+            "seconds": self._seconds,
+            "clips_per_second": self._clips / self._seconds if self._seconds else 0.0,
+            "wait_seconds": self._waited,
+            "bad_files": len(self._report),
+        }
+
+
+class _Plan:
+    """The pool's view of a loader: each of its iterations asks for the plan anew."""
+
+    def __init__(self, loader: ClipLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.loader.plan(self.loader._start)
+
+
+def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise ValueError(f"rank and world_size go together, got rank={rank}, world_size={world_size}")
+    if rank is None or world_size is None:
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return 0, 1
+        return distributed.get_rank(), distributed.get_world_size()
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in 0..world_size - 1, got rank={rank}, world_size={world_size}")
+    return rank, world_size
