@@ -53,7 +53,7 @@ class VideoIndex:
         """``(height, width)`` of the decoded frames: as displayed (None), short side (int), or exactly ``size``."""
         if size is None:
             return self.height, self.width
-        sides = (size,) if isinstance(size, int) else tuple(size)
+        sides = tuple(size) if isinstance(size, (tuple, list)) else (size,)
         if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"size must be a positive int or (height, width), got {size!r}")
         if len(sides) == 2:

@@ -1,0 +1,106 @@
+"""Samplers against the formulas of the code that they are named after, written out with numpy."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from i2v_kernels.video import SAMPLERS, get_sampler
+from i2v_kernels.video.sampling import dense, window
+
+COUNTS = [1, 2, 3, 7, 8, 9, 31, 64, 65, 250, 1001]
+TRAIN = sorted(name for name in SAMPLERS if name.endswith("_train"))
+TEST = sorted(set(SAMPLERS) - set(TRAIN))
+
+
+def clips_of(name: str) -> int:
+    return {"tsn_test_twice": 2, "linspace": 1}.get(name, 3)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_stays_in_the_video(name: str, count: int) -> None:
+    sampler = SAMPLERS[name]
+    for frames in (1, 2, 8, 17, 100):
+        for clip in range(clips_of(name)):
+            found = sampler(count, frames, np.random.default_rng(5), clip=clip, clips=clips_of(name))
+            assert len(found) == frames
+            assert all(type(i) is int and 0 <= i < count for i in found)
+            assert found == sampler(count, frames, np.random.default_rng(5), clip=clip, clips=clips_of(name))
+            if not name.startswith("dense"):
+                assert found == sorted(found)
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_training_samplers_draw(name: str) -> None:
+    rng = np.random.default_rng(0)
+    assert len({tuple(SAMPLERS[name](250, 8, rng)) for _ in range(20)}) > 15
+    with pytest.raises(ValueError, match="needs rng"):
+        SAMPLERS[name](250, 8, None)
+
+
+@pytest.mark.parametrize("name", TEST)
+def test_test_samplers_do_not(name: str) -> None:
+    clips = clips_of(name)
+    views = {tuple(SAMPLERS[name](250, 8, clip=clip, clips=clips)) for clip in range(clips)}
+    assert len(views) == clips
+    for clip in (-1, clips):
+        with pytest.raises(ValueError, match="clip"):
+            SAMPLERS[name](250, 8, clip=clip, clips=clips + (name == "linspace"))
+
+
+@pytest.mark.parametrize("n", [8, 9, 64, 250, 1001])
+def test_formulas(n: int) -> None:
+    t = 8
+    segments = np.arange(t)
+    assert SAMPLERS["tsn_test"](n, t) == np.floor(segments * n / t + n / (2 * t)).tolist()
+    assert SAMPLERS["tsn_test_twice"](n, t, clip=0) == SAMPLERS["tsn_test"](n, t)
+    assert SAMPLERS["tsn_test_twice"](n, t, clip=1) == np.floor(segments * n / t).tolist()
+    assert SAMPLERS["linspace"](n, t) == np.floor(np.linspace(0, n - 1, t) + 0.5).tolist()
+    size = (n - 1) / t
+    for k in range(3):
+        starts = [int(np.round(size * i)) for i in segments]
+        assert SAMPLERS["uniform"](n, t, clip=k, clips=3) == [s + int(size / 4 * (k + 1)) for s in starts]
+
+
+def test_tsn_train_takes_one_frame_per_segment() -> None:
+    draws = np.array([SAMPLERS["tsn_train"](83, 8, np.random.default_rng(i)) for i in range(300)])
+    for i in range(8):
+        assert set(draws[:, i]) == set(range(10 * i, 10 * i + 10))
+    assert SAMPLERS["tsn_train"](3, 8, np.random.default_rng(0)) == [0, 0, 1, 1, 2, 2, 2, 2]
+
+
+def test_uniform_train_keeps_to_its_bounds() -> None:
+    draws = np.array([SAMPLERS["uniform_train"](81, 8, np.random.default_rng(i)) for i in range(400)])
+    for i in range(8):
+        assert set(draws[:, i]) == set(range(10 * i, 10 * i + 11))
+
+
+def test_window() -> None:
+    assert window(100, 8, interval=4) == list(range(35, 64, 4))
+    assert [window(100, 8, clip=k, clips=3, interval=4)[0] for k in range(3)] == [0, 36, 71]
+    assert window(5, 8) == [0, 1, 2, 3, 4, 4, 4, 4]
+    starts = set()
+    for i in range(300):
+        found = SAMPLERS["window_train"](40, 8, np.random.default_rng(i), interval=4)
+        assert {b - a for a, b in pairwise(found)} == {4}
+        starts.add(found[0])
+    assert starts == set(range(9))
+
+
+def test_dense() -> None:
+    starts = np.linspace(0, 250 - 64, 10, dtype=int)
+    for k in range(10):
+        assert dense(250, 8, clip=k, clips=10) == [int(starts[k]) + 8 * i for i in range(8)]
+    assert dense(20, 8) == [8 * i % 20 for i in range(8)]
+    assert {SAMPLERS["dense_train"](70, 8, np.random.default_rng(i))[0] for i in range(100)} == set(range(6))
+
+
+def test_names() -> None:
+    mine = partial(window, interval=4)
+    assert get_sampler(mine) is mine
+    with pytest.raises(ValueError, match="tsn_test"):
+        get_sampler("tsm")
