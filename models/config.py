@@ -100,10 +100,11 @@ def check(config: Any) -> None:
 
 def parser(config: type[Any], prog: str) -> argparse.ArgumentParser:
     """One argument per field of the dataclass ``config``."""
-    style = argparse.ArgumentDefaultsHelpFormatter
-    out = argparse.ArgumentParser(prog, description=config.__doc__, formatter_class=style)
     hints = typing.get_type_hints(config)
-    for item in fields(config):
+    items = sorted(fields(config), key=lambda item: item.default is not MISSING)
+    required = " ".join(f"--{item.name} {item.name.upper()}" for item in items if item.default is MISSING)
+    out = argparse.ArgumentParser(prog, description=config.__doc__, usage=f"%(prog)s {required} [options]")
+    for item in items:
         out.add_argument("--" + item.name.replace("_", "-"), **_argument(item, hints[item.name]))
     return out
 
@@ -123,11 +124,10 @@ def parse(config: type[T], prog: str, argv: Sequence[str] | None = None) -> T:
 
 
 def _argument(item: Field[Any], kind: Any) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"help": item.metadata["help"]}
-    if item.default is MISSING:
-        arguments["required"] = True
-    else:
+    arguments: dict[str, Any] = {"help": item.metadata["help"], "required": item.default is MISSING}
+    if item.default is not MISSING:
         arguments["default"] = item.default
+        arguments["help"] += f" (default: {item.default})" if item.default is not None else ""
     if typing.get_origin(kind) is types.UnionType:
         kind = typing.get_args(kind)[0]
     if kind is bool:

@@ -13,6 +13,7 @@ from i2v_models import checkpoint
 from i2v_models.backbone import VideoCLIP
 from i2v_models.config import EvalConfig, TrainConfig, parse
 from i2v_models.evaluate import evaluate
+from i2v_models.fit import bad_videos
 from i2v_models.train import load_image_model, make_model
 
 
@@ -44,12 +45,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             workers=config.workers,
             views=config.views,
         )
-        if list(loader.classes) != classes:
-            raise ValueError(f"data={config.data!r} has classes {list(loader.classes)}, the model {classes}")
-    except ValueError as error:
+        if unknown := set(loader.classes) - set(classes):
+            raise ValueError(f"data={config.data!r} has classes the model does not know: {', '.join(sorted(unknown))}")
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    result = evaluate(model, loader, precision=config.precision, progress=True)
-    result |= {"views": config.views, "checkpoint": config.checkpoint, "data": config.data, "bad": loader.report()}
+    class_index = [classes.index(name) for name in loader.classes] or None
+    result = evaluate(model, loader, precision=config.precision, class_index=class_index, progress=True)
+    result |= {"views": config.views, "checkpoint": config.checkpoint, "data": config.data, "bad": bad_videos(loader)}
     output = Path(config.output or Path(config.checkpoint) / "eval.json")
     checkpoint.write_json(output, result)
     print(f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%} on {result['videos']} videos; see {output}")

@@ -71,6 +71,11 @@ def average_over_processes(parameters: list[nn.Parameter]) -> None:
         parameter.grad = part.view_as(parameter)
 
 
+def bad_videos(loader: Any) -> dict[str, str]:
+    """Path and reason of every video that could not be read so far."""
+    return {path: reason for path, (reason, _) in loader.report().bad.items()}
+
+
 def is_first() -> bool:
     """Whether this process writes files and shows progress."""
     return not dist.is_initialized() or dist.get_rank() == 0
@@ -98,6 +103,7 @@ class Trainer:
         if _processes() > 1:
             for parameter in self.parameters:
                 dist.broadcast(parameter.data, 0)
+        loader.set_epoch(0)
         if self.output:
             self._open(self.output, {**asdict(config), "processes": _processes(), **(record or {})})
 
@@ -123,7 +129,7 @@ class Trainer:
                     started, waited, clips = now, 0.0, 0
                     bar.set_postfix_str(_summary(log[-1]), refresh=False)
                 if saving:
-                    self._save()
+                    self.save()
         return log
 
     def _advance(self, batches: Iterator[tuple[int, Any]]) -> tuple[Tensor, float, int]:
@@ -182,7 +188,8 @@ class Trainer:
                 file.write(json.dumps(line) + "\n")
         return line
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint of this step, and the videos that could not be read so far."""
         self._collect_bad()
         if not is_first():
             return
@@ -197,10 +204,10 @@ class Trainer:
         checkpoint.save(self.output, self.step, self.model.trainable_state_dict(), state)
 
     def _collect_bad(self) -> None:
-        reports: list[dict[str, str]] = [self.loader.report()]
+        reports = [bad_videos(self.loader)]
         if _processes() > 1:
             reports = [{}] * _processes()
-            dist.all_gather_object(reports, self.loader.report())
+            dist.all_gather_object(reports, bad_videos(self.loader))
         for report in reports:
             self.bad |= report
 

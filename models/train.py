@@ -38,7 +38,10 @@ def load_image_model(config: TrainConfig) -> tuple[nn.Module, Tokenizer]:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     clip_model, tokenizer = load_clip(config.model, None if config.pretrained == "none" else config.pretrained)
-    check_vit(clip_model)
+    try:
+        check_vit(clip_model)
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(f"model={config.model!r} cannot be used: {error}") from error
     return clip_model.to(device), tokenizer
 
 
@@ -76,9 +79,22 @@ def prepare(config: TrainConfig) -> Trainer:
         workers=config.workers,
         shuffle=True,
         seed=config.seed,
+        pin_memory=True,
     )
-    model = make_model(config, loader.classes, clip_model, tokenizer)
-    return Trainer(model, loader, config, {"classes": list(loader.classes)})
+    classes = class_names(config, loader)
+    return Trainer(make_model(config, classes, clip_model, tokenizer), loader, config, {"classes": classes})
+
+
+def class_names(config: TrainConfig, loader: ClipLoader) -> list[str]:
+    """Names of the classes; where labels are numbers, a linear head can do without names."""
+    labels = [video.label for video in loader.videos]
+    if min(labels) < 0:
+        raise ValueError(
+            f"data={config.data!r} has a video without a label: {loader.videos[labels.index(min(labels))].path}"
+        )
+    if not loader.classes and config.head == "text":
+        raise ValueError(f"data={config.data!r} labels its classes by number; head='text' needs their names")
+    return list(loader.classes) or [str(label) for label in range(max(labels) + 1)]
 
 
 def train(config: TrainConfig) -> tuple[VideoCLIP, list[dict[str, float]]]:
@@ -94,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dist.init_process_group("nccl" if cuda else "gloo")
     try:
         trainer = prepare(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if is_first():
         count = sum(parameter.numel() for parameter in trainer.parameters)

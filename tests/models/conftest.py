@@ -17,6 +17,15 @@ def tiny_clip(seed: int = 0, **vision) -> CLIP:
     return CLIP(embed_dim=32, vision_cfg={**VISION, **vision}, text_cfg=TEXT)
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Models this small only wait for one another's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def clip_model() -> CLIP:
     return tiny_clip()
@@ -48,9 +57,8 @@ class ClipList:
             first = (self.yielded * self.world_size + self.rank) * self.batch_size
             rows = order[first : first + self.batch_size]
             self.yielded += 1
-            yield SimpleNamespace(
-                frames=self.frames[rows], label=self.label[rows], path=[str(int(r)) for r in rows], valid=rows >= 0
-            )
+            path, valid = [f"{row}.mp4" for row in rows.tolist()], torch.ones(len(rows), dtype=torch.bool)
+            yield SimpleNamespace(frames=self.frames[rows], label=self.label[rows], item=rows, path=path, valid=valid)
         self.yielded = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -62,5 +70,5 @@ class ClipList:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.yielded = state["epoch"], state["batches"]
 
-    def report(self) -> dict[str, str]:
-        return {f"broken_{self.rank}.mp4": "no video stream"}
+    def report(self) -> SimpleNamespace:
+        return SimpleNamespace(bad={f"broken_{self.rank}.mp4": ("no video stream", 1)})
