@@ -52,7 +52,7 @@ def one_of(op: str, name: str, value: object, choices: tuple[str, ...]) -> None:
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under ``torch.autocast``: the tensors in its dtype, as PyTorch does for matrix products and convolutions."""
     first = tensors[0]
-    if isinstance(first, Tensor) and torch.is_autocast_enabled(first.device.type):
+    if isinstance(first, Tensor) and first.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(first.device.type):
         dtype = torch.get_autocast_dtype(first.device.type)
         return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in FLOATS[1:] else t for t in tensors)
     return tensors

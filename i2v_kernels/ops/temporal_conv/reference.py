@@ -13,7 +13,10 @@ def forward(
     batch, frames, tokens, channels = x.shape
     patches = x[:, :, prefix:].reshape(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
     padding = [size // 2 for size in weight.shape[2:]]
-    out = F.conv3d(patches, weight, bias, padding=padding, groups=channels)
+    if patches.numel() > 0:
+        out = F.conv3d(patches, weight, bias, padding=padding, groups=channels)
+    else:  # conv3d refuses what has no frame or no patch
+        out = patches + 0 * weight.sum() + (0 if bias is None else 0 * bias.sum())
     out = out.permute(0, 2, 3, 4, 1).reshape(batch, frames, tokens - prefix, channels)
     if prefix == 0:
         return out

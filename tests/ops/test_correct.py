@@ -1,0 +1,120 @@
+"""Every backend that runs here against the float64 definition: outputs, gradients, strides, edges, bad inputs, bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from i2v_kernels import _extension
+from i2v_kernels.testing import OPINFOS
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+EXTENSION, WHY_NOT = _extension.load()
+ISAS = EXTENSION.build_info()["instruction_sets"] if EXTENSION else []
+CALLS = [pytest.param(info, sample, id=f"{info}-{sample.name}") for info in OPINFOS for sample in info.samples()]
+needs_extension = pytest.mark.skipif(EXTENSION is None, reason=str(WHY_NOT))
+
+
+@pytest.fixture
+def isa(request):
+    """The CPU kernels under one instruction set, for the length of a test."""
+    EXTENSION.use_instruction_set(request.param)
+    yield request.param
+    EXTENSION.use_instruction_set(ISAS[-1])
+
+
+def run(info, sample, backend):
+    """Output and gradients of a call, for a random incoming gradient that depends on the shape alone."""
+    out = info.op(*sample.args, **sample.kwargs, backend=backend)
+    grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(out.dtype)
+    return [out, *torch.autograd.grad(out, sample.tensors(), grad)]
+
+
+def error(got, want):
+    """Relative error in the 2-norm over the entries that are finite; the others must agree in kind."""
+    got = got.detach().double()
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got.isinf(), want.isinf())
+    finite = want.isfinite()
+    return ((got - want)[finite].norm() / want[finite].norm().clamp_min(1e-30)).item()
+
+
+def compare(info, sample, dtype, backend):
+    """The contract: at most 1.5 times the error of PyTorch eager in the same dtype."""
+    low = sample.to(dtype, requires_grad=True)
+    exact = run(info, low.to(torch.float64, requires_grad=True), "reference")
+    eager = run(info, low, "reference")
+    got = run(info, low, backend)
+    for name, g, e, w in zip(["output", *(f"gradient {i}" for i in range(9))], got, eager, exact):
+        assert g.dtype == e.dtype and g.shape == e.shape and g.stride() == e.stride(), name
+        if info.exact and name == "output":
+            assert torch.equal(g, e), name
+        # float64 is the yardstick itself; half a unit in the last place is the rounding of the result
+        slack = (16 if dtype == torch.float64 else 0.5) * torch.finfo(dtype).eps
+        limit = 1.5 * error(e, w.detach()) + slack
+        assert error(g, w.detach()) <= limit, (name, error(g, w.detach()), limit)
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("info, sample", CALLS)
+def test_cpu(info, sample, dtype, isa):
+    compare(info, sample, dtype, "cpu")
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_extension)])
+@pytest.mark.parametrize("info, sample", CALLS)
+def test_gradcheck(info, sample, backend):
+    sample = sample.to(requires_grad=True)
+    if any(not t.isfinite().all() for t in sample.tensors()) or sample.name == "large scores":
+        pytest.skip("finite differences need finite, tame numbers")
+
+    def call(*tensors):
+        return info.op(*sample.args, **sample.kwargs, backend=backend)
+
+    assert torch.autograd.gradcheck(call, sample.tensors(), atol=1e-7, fast_mode=True)
+
+
+BAD = [pytest.param(info.op, *rest, id=f"{info}-{why}") for info in OPINFOS for why, *rest in info.bad()]
+
+
+@pytest.mark.parametrize("op, args, kwargs, exception, text", BAD)
+def test_bad_input(op, args, kwargs, exception, text):
+    with pytest.raises(exception) as raised:
+        op(*args, **kwargs)
+    assert text in str(raised.value)
+    assert op.__name__ in str(raised.value)
+
+
+@needs_extension
+@pytest.mark.parametrize("info", OPINFOS, ids=str)
+def test_same_bits_for_any_number_of_threads(info):
+    sample = info.models()[-1].to(torch.float32, requires_grad=True)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run(info, sample, "cpu")
+        torch.set_num_threads(2)
+        two = run(info, sample, "cpu")
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(one, two))
+
+
+@needs_extension
+@pytest.mark.parametrize("info", OPINFOS, ids=str)
+def test_more_rows_than_other_kernels_can_count(info):
+    """65,535 is where libraries that count batches in the second grid dimension stop."""
+    narrow = {
+        "temporal_attention": lambda x: x[:1, :2, :1, :1, :8].expand(1, 2, 70_000, 1, 8),
+        "token_shift": lambda x: x[:1, :2, :1].expand(1, 2, 70_000, x.shape[3]),
+        "temporal_conv": lambda x: x[:1, :2, :1].expand(1, 2, 70_000, x.shape[3]),
+    }[info.name]
+    first = info.samples()[0].to(torch.float32)
+    is_tokens = [isinstance(a, torch.Tensor) and a.dim() == first.args[0].dim() for a in first.args]
+    if info.name == "temporal_conv":
+        is_tokens[1] = False
+    args = tuple(narrow(a) if tokens else a for a, tokens in zip(first.args, is_tokens))
+    out = info.op(*args, **first.kwargs, backend="cpu")
+    assert torch.equal(out, out[:, :, :1].expand_as(out)) and out.isfinite().all()

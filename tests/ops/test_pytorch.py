@@ -1,0 +1,152 @@
+"""The ops as citizens of PyTorch: opcheck, compile, export, autocast, checkpointing, meta tensors, backend choice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import i2v_kernels as i2v
+from i2v_kernels.ops import base
+from i2v_kernels.testing import OPINFOS
+
+CALLS = [pytest.param(info, sample, id=f"{info}-{sample.name}") for info in OPINFOS for sample in info.samples()]
+FIRST = [pytest.param(info, info.samples()[0], id=str(info)) for info in OPINFOS]
+
+
+def schema_args(info, sample):
+    """The arguments that the public function hands to the registered op."""
+    calls = []
+    with base.OPS[info.name].recording(calls):
+        info.op(*sample.args, **sample.kwargs)
+    return calls[0]
+
+
+@pytest.mark.parametrize("info, sample", CALLS)
+def test_opcheck(info, sample):
+    call = schema_args(info, sample.to(torch.float32, requires_grad=True))
+    op = getattr(torch.ops.i2v_kernels, info.name).default
+    utils = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if sample.name in ("plain", "everything", "tsm", "(3,1,1)", "copied prefix", "sequence first"):
+        utils.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(op, call, test_utils=utils)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("info, sample", FIRST)
+def test_compile(info, sample, backend):
+    torch._dynamo.reset()
+    sample = sample.to(torch.float32, requires_grad=True)
+
+    def step(*tensors):
+        args = iter(tensors)
+        call = [next(args) if isinstance(a, torch.Tensor) else a for a in sample.args]
+        return info.op(*call, **sample.kwargs).sin()
+
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    want, got = step(*sample.tensors()), compiled(*sample.tensors())
+    torch.testing.assert_close(got, want)
+    grad = torch.ones_like(want)
+    for g, w in zip(
+        torch.autograd.grad(got, sample.tensors(), grad), torch.autograd.grad(want, sample.tensors(), grad), strict=True
+    ):
+        torch.testing.assert_close(g, w)
+
+
+def test_compile_with_dynamic_batch_and_tokens():
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: i2v.token_shift(x, [(4, 1)]) + i2v.temporal_attention(*[x.unflatten(3, (2, 8))] * 3).flatten(3),
+        fullgraph=True,
+        dynamic=True,
+        backend="aot_eager",
+    )
+    for batch, tokens in ((2, 3), (5, 4), (3, 9)):
+        x = torch.randn(batch, 4, tokens, 16)
+        want = i2v.token_shift(x, [(4, 1)]) + i2v.temporal_attention(*[x.unflatten(3, (2, 8))] * 3).flatten(3)
+        torch.testing.assert_close(compiled(x), want)
+
+
+@pytest.mark.parametrize("info, sample", FIRST)
+def test_export(info, sample):
+    sample = sample.to(torch.float32)
+
+    class Call(torch.nn.Module):
+        def forward(self, *tensors):
+            args = iter(tensors)
+            return info.op(*[next(args) if isinstance(a, torch.Tensor) else a for a in sample.args], **sample.kwargs)
+
+    program = torch.export.export(Call(), tuple(sample.tensors()))
+    assert f"i2v_kernels.{info.name}" in program.graph_module.code
+    torch.testing.assert_close(program.module()(*sample.tensors()), info.op(*sample.args, **sample.kwargs))
+
+
+@pytest.mark.parametrize("info, sample", FIRST)
+def test_autocast_follows_pytorch(info, sample):
+    sample = sample.to(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = info.op(*sample.args, **sample.kwargs)
+    assert out.dtype == (torch.float32 if info.name == "token_shift" else torch.bfloat16)
+
+
+@pytest.mark.parametrize("info, sample", FIRST)
+def test_activation_checkpointing(info, sample):
+    sample = sample.to(torch.float32, requires_grad=True)
+
+    def step(*_):
+        return info.op(*sample.args, **sample.kwargs).square().sum()
+
+    want = torch.autograd.grad(step(), sample.tensors())
+    saved = torch.utils.checkpoint.checkpoint(step, *sample.tensors(), use_reentrant=False)
+    for g, w in zip(torch.autograd.grad(saved, sample.tensors()), want, strict=True):
+        assert torch.equal(g, w)
+
+
+@pytest.mark.parametrize("info, sample", FIRST)
+def test_expanded_gradient(info, sample):
+    """``.sum().backward()`` sends a gradient of stride 0."""
+    sample = sample.to(torch.float64, requires_grad=True)
+    got = torch.autograd.grad(info.op(*sample.args, **sample.kwargs).sum(), sample.tensors())
+    want = torch.autograd.grad(info.op(*sample.args, **sample.kwargs, backend="reference").sum(), sample.tensors())
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w)
+
+
+@pytest.mark.parametrize("info, sample", FIRST)
+def test_explain(info, sample):
+    sample = sample.to(torch.float32)
+    explained = i2v.explain(info.op, *sample.args, **sample.kwargs)
+    assert explained.backend in ("cpu", "reference")
+    assert set(explained.reasons) == set(base.BACKENDS)
+    assert explained.reasons["triton"].startswith("cannot: ")
+    assert f"-> {explained.backend}" in str(explained)
+    assert i2v.explain(info.op, *sample.args, **sample.kwargs, backend="reference").backend == "reference"
+
+
+def test_explain_refuses_other_functions():
+    with pytest.raises(TypeError, match="not an op of i2v_kernels"):
+        i2v.explain(torch.nn.functional.relu, torch.zeros(1))
+
+
+@pytest.mark.parametrize("info, sample", FIRST)
+def test_meta_tensors_have_shape_without_memory(info, sample):
+    meta = sample.to(torch.float32, device="meta")
+    assert info.op(*meta.args, **meta.kwargs).shape == sample.args[0].shape
+
+
+def test_backend_from_the_environment():
+    code = (
+        "import torch, i2v_kernels as i2v; x = torch.zeros(1, 2, 3, 4);"
+        "print(i2v.explain(i2v.token_shift, x, [(1, 1)]).backend)"
+    )
+
+    def run(value):
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={"I2V_KERNELS_BACKEND": value}, check=False
+        )
+
+    assert run("reference").stdout.strip() == "reference"
+    assert "I2V_KERNELS_BACKEND='magic'" in run("magic").stderr
+    assert "cannot run this call" in run("cuda").stderr
