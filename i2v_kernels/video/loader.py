@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch.utils.data import DataLoader
 
 from .backends import choose_backend
 from .batch import Batch, Report
-from .reader import ClipReader, Entry, Request, Result
+from .errors import VideoError
+from .plan import Plan, Request
+from .reader import ClipReader, Result
 from .sampling import Sampler, get_sampler
 from .sources import read_sources
 
@@ -92,22 +95,23 @@ class ClipLoader:
         sampler = get_sampler(sampling)
         if len(found := sampler(1000, frames, np.random.default_rng(seed), clip=0, clips=views[0])) != frames:
             raise ValueError(f"sampling={sampling!r} gave {len(found)} frames, asked for frames={frames}")
-        self.rank, self.world_size = _share(rank, world_size)
+        rank, world_size = _share(rank, world_size)
         self.videos, self.classes = read_sources(sources)
         name, decoder, reason = choose_backend(backend)
         self.backend = name, reason
-        self.batch_size, self.shuffle, self.seed, self.views = batch_size, shuffle, seed, (views[0], views[1])
-        self.drop_last, self.epoch = drop_last, 0
+        self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self._plan = Plan(len(self.videos), views[0] * views[1], batch_size, shuffle, seed, drop_last, rank, world_size)
         self._pin = pin_memory and torch.cuda.is_available()
         self._start = self._position = self._iteration = 0
         self._report = Report()
         self._clips, self._seconds, self._waited = 0, 0.0, 0.0
-        self._reader = ClipReader(self.videos, decoder, sampler, frames, size, self.views, seed, on_error)
+        self._reader = ClipReader(self.videos, decoder, sampler, frames, size, (views[0], views[1]), seed, on_error)
+        self._feed = _Feed()
         self._pool: DataLoader | None = None
         if workers:
             self._pool = DataLoader(
                 self._reader,
-                sampler=_Plan(self),
+                sampler=self._feed,
                 batch_size=None,
                 num_workers=workers,
                 persistent_workers=True,
@@ -120,15 +124,15 @@ class ClipLoader:
 
     def __len__(self) -> int:
         """Batches per epoch, on every rank."""
-        full, rest = divmod(len(self.videos) * self.views[0] * self.views[1], self.batch_size * self.world_size)
-        return full + (rest > 0 and not self.drop_last)
+        return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
         self._iteration += 1
         iteration, self._position = self._iteration, self._start
         self._clips, self._seconds, self._waited = 0, 0.0, 0.0
+        self._feed.requests = self.plan(self._start)
         if self._pool is None:
-            results: Iterator[Result] = map(self._reader.__getitem__, self.plan(self._start))
+            results: Iterator[Result] = map(self._reader.__getitem__, self._feed.requests)
         else:
             results = iter(self._pool)
         self._start = 0
@@ -148,7 +152,8 @@ class ClipLoader:
             for path, reason in result.bad:
                 self._report.add(path, reason)
             if result.error is not None:
-                raise result.error
+                # A copy: the error's traceback holds this frame, and this frame must not hold the error (see _Feed).
+                raise VideoError(*result.error.args)
             self._position = result.number + 1
             if result.batch is not None:
                 self._clips += len(result.batch)
@@ -156,16 +161,7 @@ class ClipLoader:
 
     def plan(self, start: int = 0) -> Iterator[Request]:
         """What batches ``start``, ``start + 1``, ... of this epoch are made of, on this rank."""
-        views = self.views[0] * self.views[1]
-        count, total = len(self.videos), len(self.videos) * views
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else np.arange(count)
-        epoch = self.epoch
-        for number in range(start, len(self)):
-            first = number * self.batch_size * self.world_size
-            share = min(self.batch_size, -(-(total - first) // self.world_size))
-            places = range(first + self.rank * share, first + (self.rank + 1) * share)
-            entries = [Entry(int(order[p % total // views]), p % views, p < total) for p in places]
-            yield Request(number, epoch, entries)
+        return self._plan.requests(self.epoch, start)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, which starts at its first batch (or where `load_state_dict` said)."""
@@ -193,8 +189,7 @@ class ClipLoader:
         self.epoch, self._start, self._position = state["epoch"], state["position"], state["position"]
 
     def _fingerprint(self) -> dict[str, Any]:
-        names = ("batch_size", "world_size", "shuffle", "seed", "drop_last")
-        return {"videos": len(self.videos), "views": list(self.views), **{name: getattr(self, name) for name in names}}
+        return {name: value for name, value in asdict(self._plan).items() if name != "rank"}
 
     def report(self) -> Report:
         """The bad files met so far, in all epochs, those met by workers too."""
@@ -212,14 +207,14 @@ class ClipLoader:
         }
 
 
-class _Plan:
-    """The pool's view of a loader: each of its iterations asks for the plan anew."""
+class _Feed:
+    """Where each iteration of the pool finds its requests. It knows no loader: in a reference cycle the garbage
+    collector closes the workers' queues before they are told to end, and each then takes five seconds to die."""
 
-    def __init__(self, loader: ClipLoader) -> None:
-        self.loader = loader
+    requests: Iterator[Request] = iter(())
 
     def __iter__(self) -> Iterator[Request]:
-        return self.loader.plan(self.loader._start)
+        return self.requests
 
 
 def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:

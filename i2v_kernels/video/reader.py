@@ -12,28 +12,13 @@ from torch.utils.data import Dataset
 
 from .batch import Batch
 from .errors import VideoError
+from .plan import Entry, Request
 from .sampling import Sampler
 from .sources import Video
 from .types import Decoder, VideoIndex
 
 MAX_REPLACEMENTS = 10
 MAX_CACHED_INDICES = 4096
-
-
-class Entry(NamedTuple):
-    """One clip of a plan: video number, view number, and False if it only fills up a rank's share."""
-
-    item: int
-    view: int
-    valid: bool
-
-
-class Request(NamedTuple):
-    """The plan of batch ``number`` of an epoch."""
-
-    number: int
-    epoch: int
-    entries: list[Entry]
 
 
 class Result(NamedTuple):
@@ -76,6 +61,7 @@ class ClipReader(Dataset):
     def __getitem__(self, request: Request) -> Result:
         bad: list[tuple[str, str]] = []
         rows, crops = [], []
+        self._last = None
         for entry in request.entries:
             try:
                 item, clip = self._first_good(entry, request.epoch, bad)
