@@ -113,6 +113,7 @@ class ClipLoader:
                 self._reader,
                 sampler=self._feed,
                 batch_size=None,
+                collate_fn=_as_it_is,
                 num_workers=workers,
                 persistent_workers=True,
                 prefetch_factor=prefetch,
@@ -155,9 +156,11 @@ class ClipLoader:
                 # A copy: the error's traceback holds this frame, and this frame must not hold the error (see _Feed).
                 raise VideoError(*result.error.args)
             self._position = result.number + 1
-            if result.batch is not None:
-                self._clips += len(result.batch)
-                yield result.batch.pin_memory() if self._pin and self._pool is None else result.batch
+            if result.fields is not None:
+                tensors = {k: torch.from_numpy(v) for k, v in result.fields.items() if isinstance(v, np.ndarray)}
+                batch = Batch(**(result.fields | tensors))
+                self._clips += len(batch)
+                yield batch.pin_memory() if self._pin else batch
 
     def plan(self, start: int = 0) -> Iterator[Request]:
         """What batches ``start``, ``start + 1``, ... of this epoch are made of, on this rank."""
@@ -215,6 +218,10 @@ class _Feed:
 
     def __iter__(self) -> Iterator[Request]:
         return self.requests
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
 
 
 def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -94,26 +94,36 @@ def _opened(path: StrPath) -> Iterator[tuple[Any, Any]]:
             # Threads pay off across files, in worker processes; inside one they oversubscribe the machine.
             streams[0].codec_context.thread_count = 1
             yield container, streams[0]
-    except (av.error.FFmpegError, OSError, ValueError, OverflowError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise VideoError(path, f"cannot be read: {reason}") from error
+    except _failures() as error:
+        raise VideoError(path, f"cannot be read: {_reason(error)}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What PyAV raises at damaged files; fuzzing it found more than FFmpeg's errors."""
+    return import_av().error.FFmpegError, OSError, ValueError, LookupError, ArithmeticError, MemoryError, RuntimeError
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _read_index(path: StrPath, container: Any, stream: Any) -> VideoIndex:
-    av = import_av()
-    first, trouble, seen = None, "", 0
+    first, trouble, damage, seen = None, "", None, 0
     packets: list[tuple[int | None, bool]] = []
-    for packet in container.demux(stream):
-        if packet.size:
-            seen += 1
-            if not packet.is_discard:
-                packets.append((packet.pts, packet.is_keyframe))
-        # Rotation is told by frames only, so one frame is decoded; that also finds the files where none can be.
-        if first is None:
-            try:
-                first = next(iter(packet.decode()), None)
-            except av.error.FFmpegError as error:
-                trouble = f": {error.strerror}"
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                seen += 1
+                if not packet.is_discard:
+                    packets.append((packet.pts, packet.is_keyframe))
+            # Rotation is told by frames only, so one frame is decoded; that also finds the files where none can be.
+            if first is None:
+                try:
+                    first = next(iter(packet.decode()), None)
+                except _failures() as error:
+                    trouble = f": {_reason(error)}"
+    except _failures() as error:
+        damage = f"damaged after {seen} frames: {_reason(error)}"
     if first is None or not packets:
         raise VideoError(path, f"no frame decodes{trouble}")
     rotation = round(first.rotation / 90) * 90 % 360
@@ -130,6 +140,8 @@ def _read_index(path: StrPath, container: Any, stream: Any) -> VideoIndex:
         packets.sort()
         usable = all(a[0] != b[0] for a, b in pairwise(packets)) and packets[0][1]
     promised = len(stream.index_entries)
+    if damage is None and seen < promised:
+        damage = f"truncated: {seen} of {promised} frames are there"
     return VideoIndex(
         count=len(packets),
         pts=tuple(pts for pts, _ in packets if pts is not None),
@@ -141,7 +153,7 @@ def _read_index(path: StrPath, container: Any, stream: Any) -> VideoIndex:
         rotation=rotation,
         time_base=time_base,
         sequential=not usable,
-        damage=f"truncated: {seen} of {promised} frames are there" if seen < promised else None,
+        damage=damage,
     )
 
 
@@ -189,8 +201,8 @@ def _sequential(
                 if not missing:
                     return
             found += 1
-    except import_av().error.FFmpegError as error:
-        trouble = f": {error.strerror}"
+    except _failures() as error:
+        trouble = f": {_reason(error)}"
     if found == 0:
         raise VideoError(path, f"no frame decodes{trouble}")
     if missing:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .batch import Batch
 from .errors import VideoError
 from .plan import Entry, Request
 from .sampling import Sampler
@@ -19,13 +18,19 @@ from .types import Decoder, VideoIndex
 
 MAX_REPLACEMENTS = 10
 MAX_CACHED_INDICES = 4096
+# Scaled to a given short side, a damaged header's 1 x 16384 pixels would take all memory.
+MAX_ASPECT = 32
 
 
 class Result(NamedTuple):
-    """What became of batch ``number``: the batch (None if nothing is left of it), bad files, an error to raise."""
+    """What became of batch ``number``: its fields (None if nothing is left of it), bad files, an error to raise.
+
+    Only the frames are a tensor: each tensor sent between processes keeps a file open for as long as it lives, and
+    labels are often kept for a whole epoch.
+    """
 
     number: int
-    batch: Batch | None
+    fields: dict[str, Any] | None
     bad: list[tuple[str, str]]
     error: VideoError | None
 
@@ -74,17 +79,17 @@ class ClipReader(Dataset):
         if not rows:
             return Result(request.number, None, bad, None)
         items, views, valid, clips = zip(*rows)
-        batch = Batch(
-            frames=torch.stack(crops),
-            frame_index=torch.tensor([clip.indices for clip in clips]),
-            pts=torch.tensor([clip.pts for clip in clips], dtype=torch.float64),
-            label=torch.tensor([self.videos[item].label for item in items]),
-            item=torch.tensor(items),
-            view=torch.tensor(views),
-            valid=torch.tensor(valid),
-            path=[self.videos[item].path for item in items],
-        )
-        return Result(request.number, batch, bad, None)
+        fields = {
+            "frames": torch.stack(crops),
+            "frame_index": np.array([clip.indices for clip in clips], np.int64),
+            "pts": np.array([clip.pts for clip in clips], np.float64),
+            "label": np.array([self.videos[item].label for item in items], np.int64),
+            "item": np.array(items, np.int64),
+            "view": np.array(views, np.int64),
+            "valid": np.array(valid, np.bool_),
+            "path": [self.videos[item].path for item in items],
+        }
+        return Result(request.number, fields, bad, None)
 
     def _first_good(self, entry: Entry, epoch: int, bad: list[tuple[str, str]]) -> tuple[int, Clip]:
         """The entry's clip or, with ``on_error="replace"``, that of the next video that has one."""
@@ -115,6 +120,8 @@ class ClipReader(Dataset):
     def _decode(self, item: int, clip: int, epoch: int) -> Clip:
         path = self.videos[item].path
         index = self._index(path)
+        if max(index.width, index.height) > MAX_ASPECT * min(index.width, index.height):
+            raise VideoError(path, f"its sides, {index.width} x {index.height}, differ by more than {MAX_ASPECT} times")
         count, damage = index.count, index.damage
         for last_try in (False, True):
             rng = np.random.default_rng([self.seed, epoch, 1 + item, clip])

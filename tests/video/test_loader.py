@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from itertools import islice
@@ -103,6 +104,26 @@ def test_same_batches_for_any_number_of_workers(mixed: list) -> None:
         list(islice(loader, 1))
         assert content(list(loader)) == epochs[1]
     assert epochs[0] != epochs[1]
+
+
+def test_kept_batches_do_not_use_up_open_files(root: Path) -> None:
+    loader = make(root, batch_size=1, workers=1)
+    kept = [next(iter(loader))]
+    before = len(os.listdir("/proc/self/fd"))
+    kept += list(loader)
+    assert len(os.listdir("/proc/self/fd")) <= before + VIDEOS
+    labels = [batch.label for batch in kept]
+    del kept
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(labels) == VIDEOS + 1
+
+
+def test_share_comes_from_torch_distributed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    assert (make(root).rank, make(root).world_size) == (1, 3)
+    assert make(root, rank=0, world_size=1).world_size == 1
 
 
 def test_spawned_workers(root: Path) -> None:
