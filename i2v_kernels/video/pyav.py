@@ -141,7 +141,7 @@ def _read_index(path: StrPath, container: Any, stream: Any) -> VideoIndex:
         usable = all(a[0] != b[0] for a, b in pairwise(packets)) and packets[0][1]
     promised = len(stream.index_entries)
     if damage is None and seen < promised:
-        damage = f"truncated: {seen} of {promised} frames are there"
+        damage = f"truncated: {seen} of {max(promised, stream.frames)} frames are there"
     return VideoIndex(
         count=len(packets),
         pts=tuple(pts for pts, _ in packets if pts is not None),

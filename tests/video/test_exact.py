@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import av
 import pytest
 import torch
 
@@ -111,6 +112,22 @@ def test_pts_of_variable_frame_rate(tmp_path: Path) -> None:
     pts = [0, 10, 400, 410, 1000, 5000]
     table = index(encode(tmp_path / "a.mkv", coded_frames(6), pts=pts))
     assert table.seconds(range(6)) == pytest.approx([t / 1000 for t in pts])
+
+
+def test_frames_cut_away_by_an_edit_list_do_not_count(tmp_path: Path) -> None:
+    whole = encode(tmp_path / "whole.mp4", coded_frames(40), g="16", bf="2")
+    path = tmp_path / "trimmed.mp4"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.pts, packet.dts = (t - round(0.2 / packet.time_base) for t in (packet.pts, packet.dts))
+                packet.stream = stream
+                target.mux(packet)
+    table = index(path)
+    assert table.count == len(decode_all(path)) == 35
+    assert table.damage is None
+    assert [read_number(frame) for frame in decode(path, [0, 34, 20])] == [5, 39, 25]
 
 
 def test_size(tmp_path: Path) -> None:
