@@ -43,7 +43,7 @@ class Sample:
 class OpInfo:
     """An op and all that tests and benches know of it.
 
-    ``samples``: small calls: ordinary, then edges. ``models``: calls of real models, for benches.
+    ``samples``: small calls: ordinary, then edges. ``models``: clips -> calls of real models, for benches.
     ``bad``: (what is wrong, args, kwargs, exception, a part of its text).
     ``traffic``: bytes that the forward call must move at least (every input once, every output once).
     ``flops``: floating-point operations of the forward call (a multiply-add counts 2).
@@ -53,7 +53,7 @@ class OpInfo:
     name: str
     op: Callable[..., Tensor]
     samples: Callable[[], list[Sample]]
-    models: Callable[[], list[Sample]]
+    models: Callable[[int], list[Sample]]
     bad: Callable[[], list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]]]
     traffic: Callable[[Sample], int]
     flops: Callable[[Sample], int]
@@ -111,11 +111,11 @@ def _attention_samples() -> list[Sample]:
     ]
 
 
-def _attention_models() -> list[Sample]:
+def _attention_models(clips: int) -> list[Sample]:
     return [
-        Sample("ViT-B/16 T=8", _qkv(4, 8, 197, 12, 64)),
-        Sample("ViT-B/16 T=16", _qkv(2, 16, 197, 12, 64)),
-        Sample("ViT-L/14 T=8", _qkv(2, 8, 257, 16, 64)),
+        Sample("ViT-B/16 T=8", _qkv(clips, 8, 197, 12, 64)),
+        Sample("ViT-B/16 T=16", _qkv(clips, 16, 197, 12, 64)),
+        Sample("ViT-L/14 T=8", _qkv(clips, 8, 257, 16, 64)),
     ]
 
 
@@ -165,10 +165,10 @@ def _shift_samples() -> list[Sample]:
     ]
 
 
-def _shift_models() -> list[Sample]:
+def _shift_models(clips: int) -> list[Sample]:
     return [
-        Sample("TSM ViT-B/16 T=8", (_randn(4, 8, 197, 768), [(96, -1), (96, 1)])),
-        Sample("ZeroI2V ViT-B/16 T=8", (_randn(4, 8, 197, 768), [(64, 1), (64, -1)]), {"padding": "edge"}),
+        Sample("TSM ViT-B/16 T=8", (_randn(clips, 8, 197, 768), [(96, -1), (96, 1)])),
+        Sample("ZeroI2V ViT-B/16 T=8", (_randn(clips, 8, 197, 768), [(64, 1), (64, -1)]), {"padding": "edge"}),
     ]
 
 
@@ -215,15 +215,15 @@ def _conv_samples() -> list[Sample]:
     ]
 
 
-def _conv_models() -> list[Sample]:
+def _conv_models(clips: int) -> list[Sample]:
     def call(name: str, b: int, t: int, n: int, c: int, kernel: tuple[int, int, int], side: int) -> Sample:
         weight = _randn(c, 1, *kernel, seed=4)
         return Sample(name, (_randn(b, t, n, c), weight, _randn(c)), {"grid": (side, side), "prefix": 1})
 
     return [
-        call("ViT-B/16 T=8 (3,1,1)", 4, 8, 197, 768, (3, 1, 1), 14),
-        call("ST-Adapter ViT-B/16 T=8 C=384 (3,1,1)", 4, 8, 197, 384, (3, 1, 1), 14),
-        call("ViT-B/16 T=8 (3,3,3)", 1, 8, 197, 768, (3, 3, 3), 14),
+        call("ViT-B/16 T=8 (3,1,1)", clips, 8, 197, 768, (3, 1, 1), 14),
+        call("ST-Adapter ViT-B/16 T=8 C=384 (3,1,1)", clips, 8, 197, 384, (3, 1, 1), 14),
+        call("ViT-B/16 T=8 (3,3,3)", clips, 8, 197, 768, (3, 3, 3), 14),
     ]
 
 

@@ -90,7 +90,7 @@ def test_bad_input(op, args, kwargs, exception, text):
 @needs_extension
 @pytest.mark.parametrize("info", OPINFOS, ids=str)
 def test_same_bits_for_any_number_of_threads(info):
-    sample = info.models()[-1].to(torch.float32, requires_grad=True)
+    sample = info.models(1)[-1].to(torch.float32, requires_grad=True)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -1,0 +1,181 @@
+"""``python -m bench``: every op beside its peers, forward and forward+backward, as ratios from one process.
+
+The table says for each op, dtype and mode: this package's median time with its spread, the bandwidth it reaches as a share of a
+measured copy, and how many times faster it is than the best eager and the best compiled peer. A peer that gives other
+numbers than the definition stops the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import i2v_kernels as i2v
+from i2v_kernels.testing import OPINFOS, OpInfo, Sample
+
+from .measure import copy_ceiling, interleaved
+from .peers import PEERS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODES = ("forward", "forward+backward")
+
+
+def candidates(info: OpInfo, compiled: bool) -> dict[str, Callable[..., Tensor]]:
+    """Name -> function over the sample's arguments: ours, the peers, and the peers compiled."""
+    found: dict[str, Callable[..., Tensor]] = {"i2v_kernels": info.op, **PEERS[info.name]}
+    if compiled:
+        found |= {f"compiled {name}": torch.compile(peer) for name, peer in PEERS[info.name].items()}
+    return found
+
+
+def check(info: OpInfo, sample: Sample, functions: dict[str, Callable[..., Tensor]]) -> None:
+    """A speed-up over something that computes something else is no speed-up."""
+    want = info.op(*sample.args, **sample.kwargs, backend="reference").double()
+    tolerance = 8 * torch.finfo(sample.args[0].dtype).eps
+    for name, function in functions.items():
+        got = function(*sample.args, **sample.kwargs).double()
+        difference = ((got - want).norm() / want.norm()).item()
+        if not difference <= tolerance:
+            raise SystemExit(f"{info}: {name} differs from the definition by {difference:.1e} on {sample.name}")
+
+
+def forward(function: Callable[..., Tensor], sample: Sample) -> None:
+    with torch.no_grad():
+        function(*sample.args, **sample.kwargs)
+
+
+def forward_backward(function: Callable[..., Tensor], sample: Sample, grad: Tensor) -> None:
+    torch.autograd.grad(function(*sample.args, **sample.kwargs), sample.tensors(), grad)
+
+
+def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled: bool) -> list[dict]:
+    """One row per mode."""
+    functions = candidates(info, compiled)
+    sample = sample.to(sample.args[0].dtype, device, requires_grad=True)
+    with torch.no_grad():
+        check(info, sample, functions)
+    grad = torch.randn_like(sample.args[0])
+    ceiling = copy_ceiling(sample.args[0].detach())
+    rows = []
+    for mode in MODES:
+        run = partial(forward) if mode == "forward" else partial(forward_backward, grad=grad)
+        timings = interleaved({n: partial(run, f, sample) for n, f in functions.items()}, device, seconds)
+        memory = {n: peak_memory(partial(run, f, sample)) for n, f in functions.items()} if device == "cuda" else {}
+        ours = timings.pop("i2v_kernels")
+        rows.append(
+            {
+                "op": info.name,
+                "sample": sample.name,
+                "shape": list(sample.args[0].shape),
+                "dtype": str(sample.args[0].dtype).removeprefix("torch."),
+                "mode": mode,
+                "backend": i2v.explain(info.op, *sample.args, **sample.kwargs).backend,
+                "ms": vars(ours),
+                "copy_gb_per_s": ceiling / 1e9,
+                "share_of_copy": info.traffic(sample) / ours.median * 1e3 / ceiling if mode == "forward" else None,
+                "peak_mib": memory,
+                "peers_ms": {name: vars(timing) for name, timing in timings.items()},
+                "ratios": {name: timing.median / ours.median for name, timing in timings.items()},
+            }
+        )
+        print(line(rows[-1]), flush=True)
+    return rows
+
+
+def peak_memory(call: Callable[[], None]) -> float:
+    """MiB above what was allocated before the call."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def best(row: dict, compiled: bool) -> str:
+    ratios = {n: r for n, r in row["ratios"].items() if n.startswith("compiled ") == compiled}
+    if not ratios:
+        return "-"
+    name = min(ratios, key=ratios.__getitem__)
+    return f"{ratios[name]:5.2f}x {name.removeprefix('compiled ')}"
+
+
+HEADER = (
+    f"{'op':<19}{'call':<43}{'dtype':<10}{'mode':<18}{'ms (20-80 %)':<22}{'of copy':<9}{'best eager':<22}best compiled"
+)
+
+
+def line(row: dict) -> str:
+    ms, share = row["ms"], row["share_of_copy"]
+    spread = f"{ms['median']:.2f} ({ms['low']:.2f}-{ms['high']:.2f})"
+    return (
+        f"{row['op']:<19}{row['sample']:<43}{row['dtype']:<10}{row['mode']:<18}{spread:<22}"
+        f"{'' if share is None else f'{share:.0%}':<9}{best(row, False):<22}{best(row, True)}"
+    )
+
+
+def machine(device: str) -> dict:
+    """What the figures were taken on."""
+    name = platform.processor() or platform.machine()
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    elif Path("/proc/cpuinfo").exists():
+        models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        name = models[0].split(":")[1].strip() if models else name
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "i2v_kernels": i2v.__version__,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--op", choices=[info.name for info in OPINFOS], action="append", help="only this op")
+    parser.add_argument("--dtype", choices=list(DTYPES), action="append", help="only this dtype")
+    parser.add_argument("--all", action="store_true", help="every model's call, not only the first of each op")
+    parser.add_argument("--clips", type=int, help="clips a call; 4 on a CPU, 64 on a GPU")
+    parser.add_argument("--seconds", type=float, default=5.0, help="measuring time per op, dtype and mode")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled peers out")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    options = parser.parse_args(argv)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    about = machine(options.device)
+    print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, load {about['load']:.1f}\n\n{HEADER}")
+    rows = []
+    for info in OPINFOS:
+        if options.op and info.name not in options.op:
+            continue
+        calls = info.models(options.clips or (64 if options.device == "cuda" else 4))
+        for call in calls if options.all else calls[:1]:
+            for dtype in options.dtype or ("float32", "bfloat16"):
+                torch.compiler.reset()
+                sample = call.to(DTYPES[dtype])
+                rows += measure(info, sample, options.device, options.seconds, not options.no_compile)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        beside = options.json.with_suffix(".part")
+        beside.write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
+        beside.replace(options.json)
+        print(f"\nwritten to {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Interleaved timing: every candidate once a round, so that a disturbance meets all; medians and spread over the rounds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds: median, 20th and 80th percentile over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleaved(candidates: dict[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Timing]:
+    """Time each candidate for about ``seconds`` altogether, at least 7 rounds; on a GPU by events around 10 launches."""
+    once = _once_on_gpu if device == "cuda" else _once_on_cpu
+    cost = {}
+    for name, call in candidates.items():
+        call()
+        call()
+        cost[name] = once(call)
+    rounds = int(min(max(seconds * 1e3 / sum(cost.values()), 7), 200))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for i in range(rounds):
+        names = list(candidates)
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            times[name].append(once(candidates[name]))
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def copy_ceiling(tensor: torch.Tensor, seconds: float = 1.0) -> float:
+    """Bytes per second, read plus written, of copying a tensor of this size: what a memory-bound op can reach."""
+    target = torch.empty_like(tensor)
+    timing = interleaved({"copy": lambda: target.copy_(tensor)}, tensor.device.type, seconds)["copy"]
+    return 2 * tensor.numel() * tensor.element_size() / timing.median * 1e3
+
+
+def _summary(values: list[float]) -> Timing:
+    ordered = sorted(values)
+    return Timing(statistics.median(ordered), ordered[len(ordered) // 5], ordered[-1 - len(ordered) // 5])
+
+
+def _once_on_cpu(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _once_on_gpu(call: Callable[[], object], launches: int = 10) -> float:
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(1_000_000)  # the launches queue behind it: the gaps between them are not measured
+    start.record()
+    for _ in range(launches):
+        call()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / launches

@@ -1,0 +1,109 @@
+"""What a user would write without this package: each op's best-known formulations in PyTorch, eager. They are compiled too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two products and a softmax; PyTorch arranges the batches."""
+    scores = torch.einsum("btnhd,bsnhd->bnhts", q, k) * q.shape[-1] ** -0.5
+    return torch.einsum("bnhts,bsnhd->btnhd", scores.softmax(-1), v)
+
+
+def attention_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As published: tokens to the batch, ``scaled_dot_product_attention``, and back."""
+    batch, frames, tokens, heads, dim = q.shape
+
+    def rows(x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1, 4).reshape(batch * tokens, heads, frames, dim)
+
+    out = F.scaled_dot_product_attention(rows(q), rows(k), rows(v))
+    return out.reshape(batch, tokens, heads, frames, dim).permute(0, 3, 1, 2, 4)
+
+
+def attention_elementwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Products and sums alone, for the compiler to fuse."""
+    scores = (q[:, :, None] * k[:, None]).sum(-1) * q.shape[-1] ** -0.5  # [B, T, T, N, H]
+    return (scores.softmax(2)[..., None] * v[:, None]).sum(2)
+
+
+def shift_slices(x: Tensor, groups: list[tuple[int, int]], padding: str = "zeros") -> Tensor:
+    """As published by TSM: a copy, then slices from the neighbours."""
+    out, first = x.clone(), 0
+    for count, offset in groups:
+        part = slice(first, first + count)
+        if offset > 0:
+            out[:, offset:, :, part] = x[:, :-offset, :, part]
+            if padding == "zeros":
+                out[:, :offset, :, part] = 0
+        else:
+            out[:, :offset, :, part] = x[:, -offset:, :, part]
+            if padding == "zeros":
+                out[:, offset:, :, part] = 0
+        first += count
+    return out
+
+
+def shift_cat(x: Tensor, groups: list[tuple[int, int]], padding: str = "zeros") -> Tensor:
+    """Every group moved on its own, then one concatenation."""
+    parts, first = [], 0
+    for count, offset in groups:
+        part = x[..., first : first + count]
+        outside = torch.zeros_like(part[:, : abs(offset)])
+        if padding == "edge":
+            outside = (part[:, :1] if offset > 0 else part[:, -1:]).expand_as(outside)
+        moved = [outside, part[:, :-offset]] if offset > 0 else [part[:, -offset:], outside]
+        parts.append(torch.cat(moved, dim=1))
+        first += count
+    return torch.cat([*parts, x[..., first:]], dim=-1)
+
+
+def _volume(x: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
+    return x[:, :, prefix:].unflatten(2, grid).permute(0, 4, 1, 2, 3)
+
+
+def _tokens(volume: Tensor, like: Tensor, prefix: int) -> Tensor:
+    patches = volume.permute(0, 2, 3, 4, 1).flatten(2, 3)
+    return F.pad(patches, (0, 0, prefix, 0))
+
+
+def conv_conv3d(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
+    """As published by ST-Adapter: permute to [B, C, T, H, W], copy, ``conv3d(groups=C)``, back."""
+    padding = [size // 2 for size in weight.shape[2:]]
+    volume = _volume(x, grid, prefix).contiguous()
+    return _tokens(F.conv3d(volume, weight, bias, padding=padding, groups=x.shape[3]), x, prefix)
+
+
+def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
+    """The same on the tokens as they lie: to PyTorch a channels_last_3d tensor."""
+    padding = [size // 2 for size in weight.shape[2:]]
+    return _tokens(F.conv3d(_volume(x, grid, prefix), weight, bias, padding=padding, groups=x.shape[3]), x, prefix)
+
+
+def conv_shifted_add(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
+    """One multiply-add per tap over padded slices."""
+    kt, kh, kw = weight.shape[2:]
+    (height, width), frames = grid, x.shape[1]
+    padded = F.pad(x[:, :, prefix:].unflatten(2, grid), (0, 0, kw // 2, kw // 2, kh // 2, kh // 2, kt // 2, kt // 2))
+    out = bias.expand(*x.shape[:2], height, width, -1)
+    for i in range(kt):
+        for j in range(kh):
+            for k in range(kw):
+                out = out + padded[:, i : i + frames, j : j + height, k : k + width] * weight[:, 0, i, j, k]
+    return F.pad(out.flatten(2, 3), (0, 0, prefix, 0))
+
+
+PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
+    "temporal_attention": {
+        "einsum": attention_einsum,
+        "sdpa": attention_sdpa,
+        "elementwise": attention_elementwise,
+    },
+    "token_shift": {"slices": shift_slices, "cat": shift_cat},
+    "temporal_conv": {"conv3d": conv_conv3d, "channels_last": conv_channels_last, "shifted_add": conv_shifted_add},
+}

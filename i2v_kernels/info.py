@@ -1,0 +1,51 @@
+"""``python -m i2v_kernels.info``: versions, devices, what was built, and which backend each op would use, with reasons."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+from . import __version__, _extension, explain
+from .testing import OPINFOS
+
+
+def report() -> str:
+    """The text that belongs into a bug report."""
+    lines = [f"i2v_kernels {__version__}   python {platform.python_version()}   {platform.platform()}"]
+    names = ("torch", "triton", "open_clip_torch", "av", "flash_attn", "nvidia-dali-cuda130", "torchcodec")
+    lines.append("   ".join(f"{name} {_version(name)}" for name in names))
+    module, reason = _extension.load()
+    if module is None:
+        lines.append(f"extension: none, {reason}")
+    else:
+        info = module.build_info()
+        cuda = info["cuda_architectures"] or "none"
+        lines.append(f"extension: compiler {info['compiler']}, torch >= {info['torch_target']}, CUDA architectures {cuda}")
+        lines.append(f"           instruction sets {', '.join(info['instruction_sets'])}; in use: {info['instruction_set']}")
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices.append("cuda")
+        for i in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(i)
+            lines.append(f"cuda:{i}: {torch.cuda.get_device_name(i)}, compute capability {major}.{minor}")
+    else:
+        lines.append("cuda: no device")
+    for device in devices:
+        lines += ["", f"on {device}, first call of each op's registry in float32:"]
+        for op in OPINFOS:
+            sample = op.samples()[0].to(torch.float32, device)
+            lines.append(str(explain(op.op, *sample.args, **sample.kwargs)))
+    return "\n".join(lines)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+if __name__ == "__main__":
+    print(report())

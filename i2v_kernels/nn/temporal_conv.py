@@ -1,0 +1,50 @@
+"""A depthwise ``nn.Conv3d`` for tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..ops import temporal_conv
+
+
+class TemporalConv(nn.Module):
+    """``i2v_kernels.temporal_conv`` with the parameters of ``nn.Conv3d(C, C, kernel_size, padding="same", groups=C)``.
+
+    ``weight [C, 1, kt, kh, kw]`` and ``bias [C]`` have the names, shapes and initialisation of that module, so state dicts pass
+    both ways.
+
+    Args:
+        channels: C.
+        kernel_size: ``(kt, kh, kw)``, odd.
+        bias: with a bias.
+        prefix, prefix_mode: class tokens before the patches, and what becomes of them; see ``i2v_kernels.temporal_conv``.
+
+    Shape: ``[B, T, N, C]`` to the same; ``forward(x, grid=(H, W))``, the grid only where the kernel reaches over it.
+
+    >>> import torch
+    >>> conv = TemporalConv(384, (3, 1, 1), prefix=1)
+    >>> conv(torch.randn(2, 8, 197, 384)).shape
+    torch.Size([2, 8, 197, 384])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: tuple[int, int, int] = (3, 1, 1),
+        bias: bool = True,
+        prefix: int = 0,
+        prefix_mode: str = "zero",
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv3d(channels, channels, kernel_size, groups=channels, bias=bias)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.prefix, self.prefix_mode = prefix, prefix_mode
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        return temporal_conv(
+            x, self.weight, self.bias, grid=grid, prefix=self.prefix, prefix_mode=self.prefix_mode
+        )
+
+    def extra_repr(self) -> str:
+        kernel = tuple(self.weight.shape[2:])
+        return f"{self.weight.shape[0]}, kernel_size={kernel}, bias={self.bias is not None}, prefix={self.prefix}"

@@ -1,0 +1,71 @@
+"""The modules: their numbers, their names, and the examples in their docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+import torch
+
+from i2v_kernels import nn
+
+X = torch.arange(2 * 4 * 3 * 24, dtype=torch.float32).reshape(2, 4, 3, 24) + 1
+
+
+def test_tsm_reads_next_then_previous():
+    out = nn.TokenShift.tsm(24)(X)
+    assert torch.equal(out[:, :-1, :, :3], X[:, 1:, :, :3]) and not out[:, -1, :, :3].any()
+    assert torch.equal(out[:, 1:, :, 3:6], X[:, :-1, :, 3:6]) and not out[:, 0, :, 3:6].any()
+    assert torch.equal(out[..., 6:], X[..., 6:])
+
+
+def test_tsm_vit_leaves_the_class_token():
+    out = nn.TokenShift.tsm_vit(24)(X)
+    assert torch.equal(out[:, :, 0], X[:, :, 0])
+    assert torch.equal(out[:, :, 1:], nn.TokenShift.tsm(24)(X)[:, :, 1:])
+
+
+def test_tokshift_moves_the_class_token_alone():
+    out = nn.TokenShift.tokshift(24)(X)
+    assert torch.equal(out[:, :, 1:], X[:, :, 1:])
+    assert torch.equal(out[:, :-1, 0, :6], X[:, 1:, 0, :6]) and torch.equal(out[:, 1:, 0, 6:12], X[:, :-1, 0, 6:12])
+
+
+def test_side4video_keeps_nothing_of_the_class_token():
+    out = nn.TokenShift.side4video(24)(X)
+    assert torch.equal(out[:, :-1, 0, :12], X[:, 1:, 0, :12]) and torch.equal(out[:, 1:, 0, 12:], X[:, :-1, 0, 12:])
+
+
+def test_zeroi2v_reads_previous_then_next_and_keeps_its_own_at_the_ends():
+    out = nn.TokenShift.zeroi2v(24)(X)
+    assert torch.equal(out[:, 1:, :, :2], X[:, :-1, :, :2]) and torch.equal(out[:, 0, :, :2], X[:, 0, :, :2])
+    assert torch.equal(out[:, :-1, :, 2:4], X[:, 1:, :, 2:4]) and torch.equal(out[:, -1, :, 2:4], X[:, -1, :, 2:4])
+
+
+def test_shift_refuses_a_fold_that_is_none():
+    with pytest.raises(ValueError, match="n_div=8"):
+        nn.TokenShift.tsm(4)
+
+
+def test_temporal_conv_shares_state_dicts_with_conv3d():
+    conv = torch.nn.Conv3d(24, 24, (3, 1, 1), padding=(1, 0, 0), groups=24)
+    ours = nn.TemporalConv(24, (3, 1, 1))
+    ours.load_state_dict(conv.state_dict())
+    want = conv(X.permute(0, 3, 1, 2)[..., None])[..., 0].permute(0, 2, 3, 1)
+    torch.testing.assert_close(ours(X), want)
+    assert list(ours.state_dict()) == list(conv.state_dict())
+
+
+@pytest.mark.parametrize("module", ["token_shift", "temporal_conv"])
+def test_docstring_examples(module):
+    result = doctest.testmod(importlib.import_module(f"i2v_kernels.nn.{module}"))
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_info_reports_every_op(capsys):
+    from i2v_kernels import info
+
+    text = info.report()
+    for name in ("temporal_attention", "token_shift", "temporal_conv", "torch", "instruction sets"):
+        assert name in text
