@@ -123,7 +123,8 @@ def _read_index(path: StrPath, container: Any, stream: Any) -> VideoIndex:
                 except _failures() as error:
                     trouble = f": {_reason(error)}"
     except _failures() as error:
-        damage = f"damaged after {seen} frames: {_reason(error)}"
+        trouble = f": {_reason(error)}"
+        damage = f"damaged after {seen} frames{trouble}"
     if first is None or not packets:
         raise VideoError(path, f"no frame decodes{trouble}")
     rotation = round(first.rotation / 90) * 90 % 360
