@@ -87,6 +87,12 @@ void convolve(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
+template <typename A>
+I2V_INLINE void add_to(A* sums, Vec<A> x, int64_t count) {
+  if (count >= lanes<A>) store<A>(sums, load(sums) + x);
+  else store_part(sums, load_part(sums, count) + x, count);
+}
+
 // sums[i0 + i] += sum_t grad[t] * x[t + i0 + i - kt / 2], i < K, for one token of the gradient and one of the input.
 template <int K, typename T>
 I2V_INLINE void correlate(const Problem& p, const T* grad, const T* x, int64_t i0, accumulate_t<T>* sums, int64_t sums_stride) {
@@ -94,10 +100,7 @@ I2V_INLINE void correlate(const Problem& p, const T* grad, const T* x, int64_t i
   constexpr int W = lanes<A>;
   for (int64_t c = 0; c < p.channels; c += W) {
     const int64_t left = p.channels - c;
-    Vec<A> sum[K];
-#pragma GCC unroll 4
-    for (int i = 0; i < K; ++i)
-      sum[i] = left >= W ? load(sums + i * sums_stride + c) : load_part(sums + i * sums_stride + c, left);
+    Vec<A> sum[K] = {};  // of this token alone, then added: long sums lose fewer bits
     for (int64_t t = 0; t < p.frames; ++t) {
       const T* grad_row = grad + t * p.grad.stride[1] + c;
       const Vec<A> g = left >= W ? load(grad_row) : load_part(grad_row, left);
@@ -111,8 +114,7 @@ I2V_INLINE void correlate(const Problem& p, const T* grad, const T* x, int64_t i
     }
 #pragma GCC unroll 4
     for (int i = 0; i < K; ++i) {
-      if (left >= W) store(sums + i * sums_stride + c, sum[i]);
-      else store_part(sums + i * sums_stride + c, sum[i], left);
+      add_to(sums + i * sums_stride + c, sum[i], left);
     }
   }
 }
@@ -139,14 +141,12 @@ void weight_sums(const Problem& p, int64_t begin, int64_t end, void* weight_out,
     }
     for (int64_t c = 0; bias_out && c < p.channels; c += W) {
       const int64_t left = p.channels - c;
-      A* sums = static_cast<A*>(bias_out) + c;
-      Vec<A> sum = left >= W ? load(sums) : load_part(sums, left);
+      Vec<A> sum = {};
       for (int64_t t = 0; t < p.frames; ++t) {
         const T* row = grad + t * p.grad.stride[1] + c;
         sum += left >= W ? load(row) : load_part(row, left);
       }
-      if (left >= W) store(sums, sum);
-      else store_part(sums, sum, left);
+      add_to(static_cast<A*>(bias_out) + c, sum, left);
     }
   }
 }
