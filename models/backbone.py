@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 import i2v_kernels as i2v
 
+ViT = Any  # open_clip's VisionTransformer and its blocks, which carry no types
+Block = Any
+
 
 class Method(nn.Module):
     """What a transfer method adds to an image ViT. The base class adds nothing: every frame is an image.
@@ -40,12 +43,12 @@ class Method(nn.Module):
         """Tokens ``[B*T, L, C]`` with position embedding, before ``ln_pre``."""
         return x
 
-    def block(self, index: int, block: nn.Module, x: Tensor, frames: int) -> Tensor:
+    def block(self, index: int, block: Block, x: Tensor, frames: int) -> Tensor:
         """Run block number ``index`` of the image model on ``x [B*T, L, C]``."""
         return block(x)
 
 
-def per_block(visual: Any, make: Callable[[], nn.Module]) -> nn.Module:
+def per_block(visual: ViT, make: Callable[[], nn.Module]) -> nn.Module:
     """One module per block of ``visual``, under the published names ``resblocks.<i>``."""
     return nn.ModuleDict({"resblocks": nn.ModuleList(make() for _ in visual.transformer.resblocks)})
 
@@ -55,14 +58,14 @@ def by_clip(x: Tensor, frames: int) -> Tensor:
     return x.view(x.shape[0] // frames, frames, *x.shape[1:])
 
 
-def spatial_attention(block: nn.Module, x: Tensor) -> Tensor:
+def spatial_attention(block: Block, x: Tensor) -> Tensor:
     """The attention branch of an open_clip block, without the residual; ``x [batch, tokens, C]`` is normalised."""
     if hasattr(block, "attention"):
         return block.ls_1(block.attention(x))
     return block.ls_1(block.ln_attn(block.attn(x)))
 
 
-def time_attention(block: nn.Module, x: Tensor, frames: int) -> Tensor:
+def time_attention(block: Block, x: Tensor, frames: int) -> Tensor:
     """The same attention with the same weights, over frames: normalised ``x [B*T, L, C]``, softmax over T per token.
 
     The packed QKV is read through strided views, so no token is regrouped.
@@ -75,14 +78,14 @@ def time_attention(block: nn.Module, x: Tensor, frames: int) -> Tensor:
     return block.ls_1(attn.out_proj(out.reshape(x.shape)))
 
 
-def mlp(block: nn.Module, x: Tensor) -> Tensor:
+def mlp(block: Block, x: Tensor) -> Tensor:
     """The MLP branch of an open_clip block on normalised tokens, without the residual."""
     return block.ls_2(block.mlp(x))
 
 
-def check_vit(clip_model: nn.Module) -> nn.Module:
+def check_vit(clip_model: nn.Module) -> ViT:
     """The ViT of an open_clip model; ``TypeError`` or ``NotImplementedError`` says what is missing."""
-    visual = getattr(clip_model, "visual", None)
+    visual: Any = getattr(clip_model, "visual", None)
     name = type(visual if visual is not None else clip_model).__name__
     if not hasattr(getattr(visual, "transformer", None), "resblocks") or not hasattr(clip_model, "encode_text"):
         raise TypeError(
@@ -104,6 +107,7 @@ class VideoCLIP(nn.Module):
     autograd before the first trainable module. ``checkpointing`` recomputes each block in the backward pass.
     """
 
+    head: Any
     image_mean: Tensor
     image_std: Tensor
 
@@ -129,7 +133,7 @@ class VideoCLIP(nn.Module):
         self.register_buffer("image_std", torch.tensor(std, device=device).view(3, 1, 1), persistent=False)
 
     @property
-    def visual(self) -> Any:
+    def visual(self) -> ViT:
         return self.clip.visual
 
     @property

@@ -14,7 +14,7 @@ from i2v_models.heads import LinearHead, TextHead, text_features
 from i2v_models.methods import create
 
 
-def load_clip(model: str, pretrained: str | None) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
+def load_clip(model: str, pretrained: str | None) -> tuple[Any, Callable[[list[str]], Tensor]]:
     """An open_clip model and its tokenizer. ``pretrained``: a tag of open_clip, a file, or None for random weights."""
     known = open_clip.list_models()
     if model not in known and ":" not in model:
@@ -28,7 +28,7 @@ def load_clip(model: str, pretrained: str | None) -> tuple[nn.Module, Callable[[
 
 
 def build(
-    clip_model: nn.Module,
+    clip_model: Any,
     method: str | Method = "st_adapter",
     *,
     frames: int = 8,

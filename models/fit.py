@@ -63,12 +63,11 @@ def stream(loader: Any, epoch: int) -> Iterator[tuple[int, Any]]:
 
 def average_over_processes(parameters: list[nn.Parameter]) -> None:
     """The mean of every gradient over all processes, in one message."""
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
-    parts = (flat / dist.get_world_size()).split([grad.numel() for grad in grads])
-    for parameter, part in zip(parameters, parts):
-        parameter.grad = part.view_as(parameter)
+    for grad, mean in zip(grads, (flat / dist.get_world_size()).split([grad.numel() for grad in grads])):
+        grad.copy_(mean.view_as(grad))
 
 
 def bad_videos(loader: Any) -> dict[str, str]:
@@ -91,13 +90,12 @@ class Trainer:
         self.device = model.image_mean.device
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.parameters:
-            raise ValueError(
-                "nothing to train: the method has no parameters; take head='linear' or train_backbone=True"
-            )
+            raise ValueError("nothing to train: no parameters here; take head='linear' or train_backbone=True")
         self.optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.steps = total_steps(config, loader)
-        self.step, self.epoch, self.sums = 0, 0, [0.0, 0]  # sums: loss and steps since the last line of the log
+        self.step, self.epoch = 0, 0
+        self.sums: list[Any] = [0.0, 0]  # loss and steps since the last line of the log
         self.bad: dict[str, str] = {}
         self.output = Path(config.output) if config.output else None
         if _processes() > 1:
@@ -191,7 +189,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this step, and the videos that could not be read so far."""
         self._collect_bad()
-        if not is_first():
+        if self.output is None or not is_first():
             return
         state = {
             "optimizer": self.optimizer.state_dict(),

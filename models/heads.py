@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,12 @@ class TextHead(nn.Module):
 
     def __init__(self, text_features: Tensor, logit_scale: Tensor) -> None:
         super().__init__()
-        self.register_buffer("text_features", F.normalize(text_features, dim=-1), persistent=False)
-        self.register_buffer("logit_scale", logit_scale.detach().clone(), persistent=False)
+        self.register_buffer("text_features", F.normalize(text_features.float(), dim=-1), persistent=False)
+        self.register_buffer("logit_scale", logit_scale.detach().float().clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.logit_scale.exp() * F.normalize(x, dim=-1) @ self.text_features.T
+        with torch.autocast(x.device.type, enabled=False):  # a hundredfold cosine has no digits left in bfloat16
+            return self.logit_scale.exp() * F.normalize(x.float(), dim=-1) @ self.text_features.T
 
 
 class LinearHead(nn.Module):
@@ -46,7 +48,7 @@ class LinearHead(nn.Module):
 
 
 @torch.no_grad()
-def text_features(clip_model: nn.Module, captions: Sequence[str], tokenizer: Callable[[list[str]], Tensor]) -> Tensor:
+def text_features(clip_model: Any, captions: Sequence[str], tokenizer: Callable[[list[str]], Tensor]) -> Tensor:
     """Embeddings ``[captions, E]`` of ``captions`` by the model's own text tower, on the model's device."""
     device = next(clip_model.parameters()).device
     return clip_model.encode_text(tokenizer(list(captions)).to(device))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from i2v_kernels.video import ClipLoader
 from i2v_models.backbone import VideoCLIP, check_vit
@@ -33,7 +34,7 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"device={name!r} cannot be used: {error}") from error
 
 
-def load_image_model(config: TrainConfig) -> tuple[nn.Module, Tokenizer]:
+def load_image_model(config: TrainConfig) -> tuple[Any, Tokenizer]:
     """The image-text model of a run on its device; random weights (``pretrained='none'``) follow from the seed."""
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
@@ -45,7 +46,7 @@ def load_image_model(config: TrainConfig) -> tuple[nn.Module, Tokenizer]:
     return clip_model.to(device), tokenizer
 
 
-def make_model(config: TrainConfig, classes: Sequence[str], clip_model: nn.Module, tokenizer: Tokenizer) -> VideoCLIP:
+def make_model(config: TrainConfig, classes: Sequence[str], clip_model: Any, tokenizer: Tokenizer) -> VideoCLIP:
     """The model that a run starts from; the same again for the same settings."""
     if "{}" not in config.caption:
         raise ValueError(f"caption={config.caption!r} has no {{}} for the name of the class")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import nn
-
-from i2v_models.backbone import Method
+from i2v_models.backbone import Method, ViT
 from i2v_models.methods.aim import AIM
 from i2v_models.methods.frame_mean import FrameMean
 from i2v_models.methods.st_adapter import STAdapter
@@ -18,7 +16,7 @@ METHODS: dict[str, type[Method]] = {"frame_mean": FrameMean, "tokshift": TokShif
 __all__ = ["AIM", "METHODS", "FrameMean", "STAdapter", "TokShift", "create"]
 
 
-def create(name: str, visual: nn.Module, *, frames: int, kernels: bool = True, **options: Any) -> Method:
+def create(name: str, visual: ViT, *, frames: int, kernels: bool = True, **options: Any) -> Method:
     """Build method ``name`` for the ViT ``visual``; ``ValueError`` names an unknown method or option."""
     if name not in METHODS:
         raise ValueError(f"method={name!r} is unknown; there are {', '.join(METHODS)}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2v_models import plain
-from i2v_models.backbone import Method, by_clip, mlp, per_block, spatial_attention, time_attention
+from i2v_models.backbone import Block, Method, ViT, by_clip, mlp, per_block, spatial_attention, time_attention
 
 
 class Adapter(nn.Module):
@@ -44,7 +45,7 @@ class AIM(Method):
 
     def __init__(
         self,
-        visual: nn.Module,
+        visual: ViT,
         *,
         frames: int,
         kernels: bool = True,
@@ -59,7 +60,7 @@ class AIM(Method):
             if not isinstance(block.attn, nn.MultiheadAttention):
                 raise NotImplementedError(f"AIM needs nn.MultiheadAttention in each block, got {type(block.attn)}")
         channels = visual.transformer.width
-        width = channels // 4 if width is None else width
+        hidden = channels // 4 if width is None else width
         skips = {"T_Adapter": False, "S_Adapter": True, "MLP_Adapter": False}
         if adapters == 2:
             skips["T_Adapter_in"] = True
@@ -67,7 +68,7 @@ class AIM(Method):
         self.temporal_embedding = nn.Parameter(torch.zeros(1, frames, channels))
         self.transformer = per_block(
             visual,
-            lambda: nn.ModuleDict({name: Adapter(channels, width, skip=skip) for name, skip in skips.items()}),
+            lambda: nn.ModuleDict({name: Adapter(channels, hidden, skip=skip) for name, skip in skips.items()}),
         )
         self.ln_post = copy.deepcopy(visual.ln_post).requires_grad_(True)
 
@@ -77,7 +78,7 @@ class AIM(Method):
         table = self.temporal_embedding.to(x.dtype)[:, :, None]  # [1, T, 1, C]
         return (by_clip(x, frames) + table).flatten(0, 1)
 
-    def over_time(self, own: nn.ModuleDict, block: nn.Module, x: Tensor, frames: int) -> Tensor:
+    def over_time(self, own: Any, block: Block, x: Tensor, frames: int) -> Tensor:
         """The temporal branch on the residual stream ``x [B*T, L, C]``."""
 
         def branch(x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
@@ -90,7 +91,7 @@ class AIM(Method):
         regrouped = branch(plain.frames_last(x, frames), lambda n: spatial_attention(block, n))
         return plain.tokens_last(regrouped, length=x.shape[1])
 
-    def block(self, index: int, block: nn.Module, x: Tensor, frames: int) -> Tensor:
+    def block(self, index: int, block: Block, x: Tensor, frames: int) -> Tensor:
         own = self.transformer.resblocks[index]
         x = x + self.over_time(own, block, x, frames)
         x = x + own.S_Adapter(spatial_attention(block, block.ln_1(x)))

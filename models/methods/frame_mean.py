@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from i2v_models.backbone import Method
+from i2v_models.backbone import Method, ViT
 
 
 class FrameMean(Method):
@@ -13,5 +11,5 @@ class FrameMean(Method):
     mixes_frames = False
     normalize_frames = True
 
-    def __init__(self, visual: nn.Module, *, frames: int, kernels: bool = True) -> None:
+    def __init__(self, visual: ViT, *, frames: int, kernels: bool = True) -> None:
         super().__init__()

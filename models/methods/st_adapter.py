@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import i2v_kernels as i2v
 from i2v_models import plain
-from i2v_models.backbone import Method, by_clip, mlp, per_block, spatial_attention
+from i2v_models.backbone import Block, Method, ViT, by_clip, mlp, per_block, spatial_attention
 
 
 class Adapter(nn.Module):
@@ -15,11 +15,11 @@ class Adapter(nn.Module):
     def __init__(self, channels: int, width: int, kernel_size: tuple[int, int, int]) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, width)
-        padding = tuple(size // 2 for size in kernel_size)
-        self.conv = nn.Conv3d(width, width, kernel_size, padding=padding, groups=width)
+        self.conv = nn.Conv3d(width, width, kernel_size, padding="same", groups=width)
         self.fc2 = nn.Linear(width, channels)
-        for zero in (self.conv.weight, self.conv.bias, self.fc1.bias, self.fc2.bias):
-            nn.init.zeros_(zero)
+        for name, parameter in self.named_parameters():
+            if name.startswith("conv") or name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, frames: int, grid: tuple[int, int]) -> Tensor:
         """``x [B*T, 1 + H*W, C]``."""
@@ -46,7 +46,7 @@ class STAdapter(Method):
 
     def __init__(
         self,
-        visual: nn.Module,
+        visual: ViT,
         *,
         frames: int,
         kernels: bool = True,
@@ -68,7 +68,7 @@ class STAdapter(Method):
         forward = adapter.forward if self.kernels else adapter.forward_plain
         return forward(x, frames, self.grid)
 
-    def block(self, index: int, block: nn.Module, x: Tensor, frames: int) -> Tensor:
+    def block(self, index: int, block: Block, x: Tensor, frames: int) -> Tensor:
         own = self.transformer.resblocks[index]
         if "adapter_pre_attn" in own:
             # the plain form writes into its input, which gradient checkpointing still needs

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import i2v_kernels as i2v
 from i2v_models import plain
-from i2v_models.backbone import Method, by_clip, mlp, spatial_attention
+from i2v_models.backbone import Block, Method, ViT, by_clip, mlp, spatial_attention
 
 
 class TokShift(Method):
@@ -19,7 +19,7 @@ class TokShift(Method):
 
     head_std = 0.0
 
-    def __init__(self, visual: nn.Module, *, frames: int, kernels: bool = True, shift_div: int = 4) -> None:
+    def __init__(self, visual: ViT, *, frames: int, kernels: bool = True, shift_div: int = 4) -> None:
         super().__init__()
         if shift_div < 2:
             raise ValueError(f"shift_div must be at least 2: two parts of C / shift_div channels move; got {shift_div}")
@@ -33,7 +33,7 @@ class TokShift(Method):
         groups = ((self.fold, -1), (self.fold, 1))
         return i2v.token_shift(by_clip(x, frames), groups, tokens=(0, 1)).flatten(0, 1)
 
-    def block(self, index: int, block: nn.Module, x: Tensor, frames: int) -> Tensor:
+    def block(self, index: int, block: Block, x: Tensor, frames: int) -> Tensor:
         x = self.shift(x, frames)
         x = x + spatial_attention(block, block.ln_1(x))
         x = self.shift(x, frames)

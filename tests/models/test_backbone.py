@@ -112,6 +112,14 @@ def test_trainable_state_survives_a_round_trip(method, train_backbone, frames):
     assert torch.equal(model(frames), other(frames))
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("train_backbone", [False, True])
+def test_what_trains_is_what_is_saved(method, train_backbone):
+    model = build(tiny_clip(), method, frames=4, head="linear", captions=["a"], train_backbone=train_backbone)
+    trains = {parameter.data_ptr() for parameter in model.parameters() if parameter.requires_grad}
+    assert trains == {value.data_ptr() for value in model.trainable_state_dict().values()}
+
+
 def test_a_state_that_does_not_fit_is_refused_by_name(clip_model):
     model = build(clip_model, "st_adapter", frames=4, head=None, width=16)
     state = model.trainable_state_dict()

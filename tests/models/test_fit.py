@@ -188,6 +188,11 @@ def test_clipping_bounds_the_step_but_logs_the_norm():
     assert float(seen[0]) == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_gradient_norm_is_that_of_the_loss_not_of_the_scaled_loss():
+    norms = [fit(video_model(), ClipList(), config(precision=p, steps=1))[0]["grad_norm"] for p in ("fp32", "fp16")]
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
 def test_same_seed_same_run_other_seed_other_run():
     runs = [losses(fit(video_model(), ClipList(seed=seed), config(seed=seed))) for seed in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]

@@ -146,6 +146,19 @@ def test_step_zero_is_the_image_model(name, options, kernels, clip_model, frames
         torch.testing.assert_close(model.tokens(frames), image_model.tokens(frames), atol=1e-5, rtol=1e-5)
 
 
+def test_aim_adds_its_embedding_before_ln_pre(clip_model, frames):
+    model = build(clip_model, "aim", frames=4, head=None)
+    visual, table = clip_model.visual, torch.randn(4, CHANNELS)
+    inputs = []
+    visual.ln_pre.register_forward_hook(lambda ln_pre, args, out: inputs.append(args[0]))
+    with torch.no_grad():
+        model.tokens(frames)
+        model.method.temporal_embedding.copy_(table[None])
+        model.tokens(frames)
+    without, added = (x.view(2, 4, TOKENS, CHANNELS) for x in inputs)
+    torch.testing.assert_close(added, without + table[None, :, None])
+
+
 def test_frame_mean_is_clip4clip_and_blind_to_order(clip_model, frames):
     model = build(clip_model, "frame_mean", head=None)
     with torch.no_grad():
