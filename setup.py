@@ -103,7 +103,8 @@ def extension() -> dict:
         flags.append("-Wno-maybe-uninitialized")  # GCC 12 says so of its own AVX headers, for pages
     link: list[str] = []
     if flag("I2V_KERNELS_SANITIZE") == "1":
-        flags += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+        flags += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+        flags.append("-fno-wrapv")  # Python asks for overflow to wrap, which would hide it
         link += ["-fsanitize=address,undefined"]
     else:
         flags.append("-g0")  # Python asks for debug information, five times the size of the module

@@ -16,7 +16,7 @@ void token_shift_emulated(const Tensor& x, Tensor out, const std::vector<int64_t
   });
 }
 
-// The bytes that a thread loads and stores at once.
+// The bytes that a thread loads and stores at once; no memory is read, so it answers for any device.
 int64_t token_shift_vector_bytes(const Tensor& x, const Tensor& out, const std::vector<int64_t> channels) {
   return describe(x, out, channels, std::vector<int64_t>(channels.size()), zeros, 0, x.size(2), false).vector_bytes;
 }
@@ -30,8 +30,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(i2v_kernels_C, m) {
   m.def("token_shift_vector_bytes(Tensor x, Tensor out, int[] channels) -> int");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CPU, m) {
-  m.impl("token_shift_emulated", TORCH_BOX(&token_shift_emulated));
+STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CPU, m) { m.impl("token_shift_emulated", TORCH_BOX(&token_shift_emulated)); }
+
+STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CompositeExplicitAutograd, m) {
   m.impl("token_shift_vector_bytes", TORCH_BOX(&token_shift_vector_bytes));
 }
 

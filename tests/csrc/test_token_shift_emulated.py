@@ -1,4 +1,7 @@
-"""What one thread of token_shift's CUDA kernel computes, run on the CPU over the whole grid, against the definition."""
+"""What one thread of token_shift's CUDA kernel computes, over the whole grid, against the definition.
+
+Run on the CPU by the op ``token_shift_emulated``, and by the kernel itself where there is a GPU.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,23 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EPS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-def guarded(shape, dtype, order=(0, 1, 2, 3), shift=0, pad=0):
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    if request.param == "cuda" and _extension.why_no_cuda() is not None:
+        pytest.skip(str(_extension.why_no_cuda()))
+    return request.param
+
+
+def launch(x, *arguments):
+    ops = torch.ops.i2v_kernels_C
+    (ops.token_shift if x.is_cuda else ops.token_shift_emulated)(x, *arguments)
+
+
+def vector_bytes(x, out, channels):
+    return torch.ops.i2v_kernels_C.token_shift_vector_bytes(x, out, channels)
+
+
+def guarded(shape, dtype, device, order=(0, 1, 2, 3), shift=0, pad=0):
     """A NaN-filled tensor whose dimensions lie in `order` in memory, and its storage: what stays NaN was not written.
 
     It begins `shift` elements into the storage and leaves `pad` elements unused after each row.
@@ -25,7 +44,7 @@ def guarded(shape, dtype, order=(0, 1, 2, 3), shift=0, pad=0):
     sizes = [shape[i] for i in order]
     row = sizes[-1] + pad
     count = row * max(sizes[0] * sizes[1] * sizes[2], 1)
-    storage = torch.full((shift + count,), float("nan"), dtype=dtype)
+    storage = torch.full((shift + count,), float("nan"), dtype=dtype, device=device)
     strides = [0] * 4
     step = 1
     for place in (3, 2, 1, 0):
@@ -38,7 +57,7 @@ def check(x, out, storage, groups, padding, tokens, adjoint):
     channels, offsets = [g[0] for g in groups], [g[1] for g in groups]
     definition = reference.adjoint if adjoint else reference.forward
     wanted = definition(x.double(), channels, offsets, padding, *tokens)
-    torch.ops.i2v_kernels_C.token_shift_emulated(x, out, channels, offsets, PADDINGS.index(padding), *tokens, adjoint)
+    launch(x, out, channels, offsets, PADDINGS.index(padding), *tokens, adjoint)
     if adjoint and padding == "edge":
         torch.testing.assert_close(out.double(), wanted, rtol=EPS[x.dtype], atol=EPS[x.dtype])
     else:
@@ -49,7 +68,7 @@ def check(x, out, storage, groups, padding, tokens, adjoint):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("adjoint", (False, True), ids=("forward", "adjoint"))
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_matches_the_definition(padding, adjoint, dtype):
+def test_matches_the_definition(padding, adjoint, dtype, device):
     torch.manual_seed(0)
     groupings = (
         [(16, 1), (16, -1)],
@@ -60,32 +79,32 @@ def test_matches_the_definition(padding, adjoint, dtype):
     )
     for groups, frames, tokens in itertools.product(groupings, (1, 2, 3, 4, 5, 8, 13), ((0, 5), (1, 4), (2, 2))):
         shape = (2, frames, 5, 64)
-        x = torch.randn(shape, dtype=dtype)
-        check(x, *guarded(shape, dtype), groups, padding, tokens, adjoint)
+        x = torch.randn(shape, dtype=dtype, device=device)
+        check(x, *guarded(shape, dtype, device), groups, padding, tokens, adjoint)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("adjoint", (False, True), ids=("forward", "adjoint"))
-def test_any_strides_and_addresses(adjoint, dtype):
+def test_any_strides_and_addresses(adjoint, dtype, device):
     torch.manual_seed(1)
     widths = set()
     orders = ((0, 1, 2, 3), (2, 0, 1, 3), (0, 2, 1, 3), (1, 2, 0, 3))
     for order, shift, pad, channels in itertools.product(orders, (0, 1, 2, 4, 8), (0, 1, 2, 4, 8), (1, 2, 7, 24, 64)):
         shape = (2, 5, 3, channels)
-        x, storage = guarded(shape, dtype, order, shift, pad)
+        x, storage = guarded(shape, dtype, device, order, shift, pad)
         x.copy_(torch.randn(shape))
         groups = [(channels // 4, 1), (channels // 4, -1)]
-        out, storage = guarded(shape, dtype, orders[(orders.index(order) + shift) % 4], pad, shift)
+        out, storage = guarded(shape, dtype, device, orders[(orders.index(order) + shift) % 4], pad, shift)
         check(x, out, storage, groups, "edge", (0, 3), adjoint)
-        widths.add(torch.ops.i2v_kernels_C.token_shift_vector_bytes(x, out, [g[0] for g in groups]))
+        widths.add(vector_bytes(x, out, [g[0] for g in groups]))
     assert widths == {width for width in (2, 4, 8, 16) if width >= dtype.itemsize}
 
 
 @pytest.mark.parametrize("shape", ((0, 4, 3, 8), (2, 0, 3, 8), (2, 4, 0, 8), (2, 4, 3, 0)))
-def test_empty(shape):
-    x = torch.randn(shape)
+def test_empty(shape, device):
+    x = torch.randn(shape, device=device)
     for padding, adjoint in itertools.product(range(3), (False, True)):
-        torch.ops.i2v_kernels_C.token_shift_emulated(x, torch.empty_like(x), [], [], padding, 0, shape[2], adjoint)
+        launch(x, torch.empty_like(x), [], [], padding, 0, shape[2], adjoint)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,16 +114,15 @@ def test_models_get_the_widest_vectors(dtype):
         dense = torch.empty(2, 8, 197, width, dtype=dtype)
         sequence_first = torch.empty(197, 2, 8, width, dtype=dtype).permute(1, 2, 0, 3)
         for x in (dense, sequence_first):
-            assert torch.ops.i2v_kernels_C.token_shift_vector_bytes(x, x, [width // fraction] * 2) == 16
+            assert vector_bytes(x, x, [width // fraction] * 2) == 16
 
 
 def test_narrower_where_a_boundary_asks_for_it():
     x = torch.empty(1, 2, 3, 64, dtype=torch.bfloat16)
-    bytes_of = torch.ops.i2v_kernels_C.token_shift_vector_bytes
-    assert [bytes_of(x, x, [count]) for count in (8, 4, 2, 1)] == [16, 8, 4, 2]
-    assert bytes_of(x[..., :63], x[..., :63], []) == 2
-    assert bytes_of(x[..., 4:60], x[..., :56], []) == 8
-    assert bytes_of(x[:1, :1, :1, 8:9], x[:1, :1, :1, :1], []) == 2
+    assert [vector_bytes(x, x, [count]) for count in (8, 4, 2, 1)] == [16, 8, 4, 2]
+    assert vector_bytes(x[..., :63], x[..., :63], []) == 2
+    assert vector_bytes(x[..., 4:60], x[..., :56], []) == 8
+    assert vector_bytes(x[:1, :1, :1, 8:9], x[:1, :1, :1, :1], []) == 2
 
 
 @pytest.mark.parametrize(
@@ -116,7 +134,7 @@ def test_narrower_where_a_boundary_asks_for_it():
         (([1], [1], 3), "padding 3 is unknown"),
     ),
 )
-def test_refuses(arguments, message):
-    x = torch.randn(1, 2, 3, 8)
+def test_refuses(arguments, message, device):
+    x = torch.randn(1, 2, 3, 8, device=device)
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.i2v_kernels_C.token_shift_emulated(x, torch.empty_like(x), *arguments, 0, 3, False)
+        launch(x, torch.empty_like(x), *arguments, 0, 3, False)

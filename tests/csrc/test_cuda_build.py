@@ -1,0 +1,128 @@
+"""The CUDA build, without a GPU: code for each architecture, wide loads and stores, no spills, a clean import."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from building import build
+from torch.utils.cpp_extension import CUDA_HOME
+
+from i2v_kernels import _extension
+
+ARCHITECTURES = ("sm_80", "sm_90a")
+NVCC = CUDA_HOME is not None and Path(CUDA_HOME, "bin", "nvcc").exists()
+pytestmark = pytest.mark.skipif(
+    not NVCC or torch.version.cuda is None, reason="needs nvcc and a CUDA build of torch to compile CUDA C++"
+)
+
+
+def tool(name: str) -> str:
+    """A program of the CUDA toolkit; Triton brings the ones it needs itself."""
+    triton = importlib.util.find_spec("triton")
+    folders = [
+        Path(CUDA_HOME, "bin"),
+        *(Path(p, "backends", "nvidia", "bin") for p in triton.submodule_search_locations),
+    ]
+    found = shutil.which(name, path=os.pathsep.join(map(str, folders))) or shutil.which(name)
+    assert found, f"{name} is neither in {' nor in '.join(map(str, folders))} nor on PATH"
+    return found
+
+
+def cuobjdump(*arguments: str) -> str:
+    beside = os.pathsep.join((str(Path(tool("nvdisasm")).parent), os.environ["PATH"]))  # it calls nvdisasm
+    command = [tool("cuobjdump"), *arguments]
+    done = subprocess.run(command, env={**os.environ, "PATH": beside}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def tree() -> Path | None:
+    """None if the installed extension has the architectures, else a folder with one that has."""
+    module, _ = _extension.load()
+    built = module.build_info()["cuda_architectures"].split(";") if module else []
+    if {"8.0", "9.0a"} <= set(built):
+        return None
+    return build("cuda", I2V_KERNELS_BUILD_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0;9.0a")
+
+
+@pytest.fixture(scope="module")
+def library(tree) -> str:
+    if tree is None:
+        return _extension.load()[0].__file__
+    return str(next(tree.glob("i2v_kernels/_C*.so")))
+
+
+@pytest.fixture(scope="module")
+def sass(library) -> dict[tuple[str, str], list[str]]:
+    """(architecture, mangled kernel name) -> its instructions, in order."""
+    kernels: dict[tuple[str, str], list[str]] = {}
+    for arch in ARCHITECTURES:
+        current: list[str] = []
+        for line in cuobjdump("-sass", "-arch", arch, library).splitlines():
+            if name := re.search(r"Function : (\S+)", line):
+                current = kernels.setdefault((arch, name[1]), [])
+            elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z0-9_.]+)", line):
+                current.append(instruction[1])
+    return kernels
+
+
+def kernels_named(sass, *parts: str) -> list[list[str]]:
+    found = [code for (_, name), code in sass.items() if all(part in name for part in parts)]
+    assert len(found) == len(ARCHITECTURES), f"{parts}: {len(found)} kernels"
+    return found
+
+
+def test_machine_code_for_every_architecture(library):
+    listed = cuobjdump("--list-elf", library)
+    assert all(f".{arch}.cubin" in listed for arch in ARCHITECTURES), listed
+
+
+def test_copies_move_sixteen_bytes_with_four_loads_in_flight(sass):
+    for code in kernels_named(sass, "token_shift_kernel", "Copy", "Li16"):
+        accesses = [op for op in code if op.startswith(("LDG", "STG"))]
+        assert len(accesses) == 8, accesses
+        assert all(op.startswith("LDG.E.128") for op in accesses[:4]), accesses
+        assert all(op.startswith("STG.E.128") for op in accesses[4:]), accesses
+
+
+@pytest.mark.parametrize("dtype", ("d", "f", "BFloat16", "Half"))
+def test_sums_move_sixteen_bytes(sass, dtype):
+    for code in kernels_named(sass, "token_shift_kernel", "Add", dtype, "Li16"):
+        accesses = [op for op in code if op.startswith(("LDG", "STG"))]
+        assert accesses and all(op.startswith(("LDG.E.128", "STG.E.128")) for op in accesses), accesses
+
+
+def test_nothing_spills(library, sass):
+    usage = re.findall(
+        r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", cuobjdump("-res-usage", library)
+    )
+    assert len(usage) >= len(sass) > 0
+    assert [row for row in usage if row[2:] != ("0", "0")] == []
+    local = {key: ops for key, code in sass.items() if (ops := [op for op in code if op.startswith(("LDL", "STL"))])}
+    assert not local
+
+
+def test_imports_without_a_driver(tree):
+    code = (
+        "import i2v_kernels, torch\n"
+        "module, reason = i2v_kernels._extension.load()\n"
+        "assert reason is None, reason\n"
+        "print(module.build_info()['cuda_architectures'])\n"
+        "assert torch._C._dispatch_has_kernel_for_dispatch_key('i2v_kernels_C::token_shift', 'CUDA')\n"
+        "assert i2v_kernels._extension.why_no_cuda() is None\n"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    if tree is not None:
+        environment["PYTHONPATH"] = str(tree)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert "8.0" in done.stdout and "9.0a" in done.stdout

@@ -1,0 +1,90 @@
+"""Sizes around every unrolling and vector width of the CPU kernels. ``test_sanitizers.py`` runs them once more."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import i2v_kernels as i2v
+from i2v_kernels import _extension
+
+EXTENSION, WHY_NOT = _extension.load()
+ISAS = EXTENSION.build_info()["instruction_sets"] if EXTENSION else []
+LIMITS = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+pytestmark = pytest.mark.skipif(EXTENSION is None, reason=str(WHY_NOT))
+
+
+@pytest.fixture(params=[(isa, dtype) for isa in ISAS for dtype in LIMITS], ids=lambda p: f"{p[0]}-{p[1]}")
+def dtype(request):
+    EXTENSION.use_instruction_set(request.param[0])
+    yield request.param[1]
+    EXTENSION.use_instruction_set(ISAS[-1])
+
+
+def results(op, tensors, kwargs, dtype, backend):
+    leaves = [t.detach().to(dtype).requires_grad_() for t in tensors]
+    kwargs = {k: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in kwargs.items()}
+    out = op(*leaves, **kwargs, backend=backend)
+    grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return [out, *torch.autograd.grad(out, leaves, grad)]
+
+
+def check(op, tensors, kwargs, dtype):
+    wanted = results(op, tensors, kwargs, torch.float64, "reference")
+    for got, want in zip(results(op, tensors, kwargs, dtype, "cpu"), wanted):
+        assert (got.double() - want).norm() <= LIMITS[dtype] * want.norm() + 1e-9
+
+
+def test_temporal_attention(dtype):
+    torch.manual_seed(0)
+    for frames, dim, heads in (
+        (1, 8, 1),
+        (2, 1, 1),
+        (3, 7, 2),
+        (5, 40, 3),
+        (9, 33, 2),
+        (12, 16, 5),
+        (16, 65, 1),
+        (17, 8, 3),
+    ):
+        q, k, v = torch.randn(3, 2, frames, 3, heads, dim).unbind(0)
+        mask = torch.rand(2, frames) > 0.3
+        mask[0] = False
+        bias = torch.randn(heads, frames, frames)
+        for kwargs in (
+            {},
+            {"causal": True},
+            {"mask": mask},
+            {"bias": bias, "mask": mask, "causal": True, "scale": 0.3},
+        ):
+            check(i2v.temporal_attention, (q, k, v), kwargs, dtype)
+
+
+def test_temporal_attention_at_its_limits(dtype):
+    q, k, v = torch.randn(3, 1, 128, 1, 1, 256).unbind(0)
+    check(i2v.temporal_attention, (q, k, v), {"causal": True}, dtype)
+
+
+def test_token_shift(dtype):
+    torch.manual_seed(0)
+    groupings = ([(4, 1), (4, -1)], [(3, -2), (1, 20), (28, -20)], [(1, 2**62), (1, -(2**62))])
+    for padding, tokens, groups in itertools.product(("zeros", "edge", "wrap"), (None, (1, 4)), groupings):
+        for frames in (1, 2, 8):
+            kwargs = {"groups": groups, "padding": padding, "tokens": tokens}
+            check(i2v.token_shift, (torch.randn(2, frames, 5, 33),), kwargs, dtype)
+
+
+def test_temporal_conv(dtype):
+    torch.manual_seed(0)
+    kernels = ((1, 1, 1), (3, 1, 1), (5, 1, 1), (7, 1, 1), (3, 3, 3), (3, 5, 1))
+    for kernel, frames, channels in itertools.product(kernels, (1, 4), (1, 7, 65, 130)):
+        mode = ("zero", "copy")[frames == 4]
+        tensors = (torch.randn(2, frames, 13, channels), torch.randn(channels, 1, *kernel), torch.randn(channels))
+        check(i2v.temporal_conv, tensors, {"grid": (3, 4), "prefix": 1, "prefix_mode": mode}, dtype)
+
+
+def test_temporal_conv_at_its_limits(dtype):
+    tensors = (torch.randn(1, 4, 12, 17), torch.randn(17, 1, 7, 7, 7), torch.randn(17))
+    check(i2v.temporal_conv, tensors, {"grid": (3, 4)}, dtype)

@@ -1,0 +1,226 @@
+"""Every GPU backend of every op on a real card, against the float64 definition on that card (proof step 7)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_correct import error
+
+import i2v_kernels as i2v
+from i2v_kernels.ops import base
+from i2v_kernels.testing import OPINFOS, Sample
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+KERNELS = [(info, b.name) for info in OPINFOS for b in base.OPS[info.name].backends if b.name in ("triton", "cuda")]
+EACH = pytest.mark.parametrize("info, backend", [pytest.param(*k, id=f"{k[0]}-{k[1]}") for k in KERNELS])
+CALLS = [
+    pytest.param(info, sample, backend, id=f"{info}-{backend}-{sample.name}")
+    for info, backend in KERNELS
+    for sample in info.samples()
+]
+
+
+def needs(info, sample, backend):
+    """Skips with the backend's own reason."""
+    reason = i2v.explain(info.op, *sample.args, **sample.kwargs).reasons[backend]
+    if reason.startswith("cannot"):
+        pytest.skip(reason)
+
+
+def ordinary(info, dtype=torch.bfloat16, **changes):
+    return info.samples()[0].to(dtype, "cuda", **changes)
+
+
+def run(info, sample, backend):
+    """Output and gradients of a call."""
+    out = info.op(*sample.args, **sample.kwargs, backend=backend)
+    grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(out)
+    return [out, *torch.autograd.grad(out, sample.tensors(), grad)]
+
+
+def tiled(info, dim, count, dtype):
+    """The op's first sample with one of its tokens (dim 2) or clips (dim 0) written ``count`` times."""
+    first = info.samples()[0]
+    shape = first.args[0].shape
+
+    def grow(value):
+        if not isinstance(value, torch.Tensor) or value.shape != shape:
+            return value
+        one = value.narrow(dim, 0, 1).to("cuda", dtype)
+        return one.expand(*shape[:dim], count, *shape[dim + 1 :]).contiguous()
+
+    return Sample(first.name, tuple(map(grow, first.args)), first.kwargs)
+
+
+def check_all_alike(info, sample, backend, dim):
+    """Where clips (or tokens) are alike, so are their outputs and gradients."""
+    leaves = [t for t in sample.tensors() if t.shape == sample.args[0].shape]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    out = info.op(*sample.args, **sample.kwargs, backend=backend)
+    results = [out.detach(), *torch.autograd.grad(out, leaves, leaves[0].detach())]
+    for result in results:
+        one = result.narrow(dim, 0, 1)
+        assert one.isfinite().all()
+        step = max(2**27 // one.numel(), 1)  # comparing all at once would need as much memory again
+        assert all(torch.equal(part, one.expand_as(part)) for part in result.split(step, dim))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("info, sample, backend", CALLS)
+def test_matches_the_definition(info, sample, backend, dtype):
+    low = sample.to(dtype, "cuda", requires_grad=True)
+    needs(info, low, backend)
+    exact = run(info, low.to(torch.float64, "cuda", requires_grad=True), "reference")
+    eager = run(info, low, "reference")
+    got = run(info, low, backend)
+    for i, (g, e, w) in enumerate(zip(got, eager, exact)):
+        assert g.dtype == e.dtype and g.shape == e.shape and g.stride() == e.stride(), i
+        if info.exact and i == 0:
+            assert torch.equal(g, e)
+        # as in test_correct.py: float64 is the yardstick itself; half a unit in the last place is the rounding
+        slack = (16 if dtype == torch.float64 else 0.5) * torch.finfo(dtype).eps
+        limit = 1.5 * error(e, w.detach()) + slack
+        assert error(g, w.detach()) <= limit, (i, error(g, w.detach()), limit)
+
+
+@pytest.mark.parametrize("dim", (0, 2), ids=("clips", "tokens"))
+@EACH
+def test_more_than_65535_rows(info, backend, dim):
+    """Where kernels that count rows in the second grid dimension stop."""
+    sample = tiled(info, dim, 70_000, torch.bfloat16).to(torch.bfloat16, "cuda")
+    needs(info, sample, backend)
+    check_all_alike(info, sample, backend, dim)
+
+
+@EACH
+def test_more_elements_than_32_bits_count(info, backend):
+    first = info.samples()[0]
+    per_clip = first.args[0][0].numel()
+    clips = 2**31 // per_clip + 1
+    inputs = sum(t.shape == first.args[0].shape for t in first.tensors())
+    wanted = (2 * inputs + 2) * 2 * clips * per_clip  # with gradients, output and one to spare, in bytes
+    free = torch.cuda.mem_get_info()[0]
+    if free < wanted:
+        pytest.skip(f"needs {wanted / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} GiB are free")
+    grown = tiled(info, 0, clips, torch.bfloat16)
+    args = [t.to("cuda", torch.bfloat16) if isinstance(t, torch.Tensor) else t for t in grown.args]
+    sample = Sample(grown.name, tuple(args), grown.kwargs)
+    needs(info, sample, backend)
+    check_all_alike(info, sample, backend, 0)
+
+
+@EACH
+def test_same_bits_every_time(info, backend):
+    sample = info.models(4)[-1].to(torch.bfloat16, "cuda", requires_grad=True)
+    needs(info, sample, backend)
+    first = run(info, sample, backend)
+    for _ in range(10):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(info, sample, backend)))
+
+
+@EACH
+def test_cuda_graph(info, backend):
+    sample = ordinary(info, requires_grad=True)
+    needs(info, sample, backend)
+    grad = torch.randn_like(run(info, sample, backend)[0])
+
+    def step():
+        out = info.op(*sample.args, **sample.kwargs, backend=backend)
+        return [out, *torch.autograd.grad(out, sample.tensors(), grad)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(3):
+        with torch.no_grad():
+            for value in (*sample.tensors(), grad):
+                value.copy_(torch.randn_like(value))
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(captured, step()))
+
+
+@EACH
+def test_runs_on_the_current_stream(info, backend):
+    """The input is written late, on the same stream: a launch on another stream would read what was there before."""
+    sample = ordinary(info, requires_grad=True)
+    needs(info, sample, backend)
+    wanted = run(info, sample, backend)
+    values = [t.detach().clone() for t in sample.tensors()]
+    with torch.no_grad():
+        for t in sample.tensors():
+            t.zero_()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(100_000_000)
+        with torch.no_grad():
+            for t, value in zip(sample.tensors(), values):
+                t.copy_(value)
+        got = run(info, sample, backend)
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@EACH
+def test_runs_on_the_device_of_its_tensors(info, backend):
+    sample = info.samples()[0].to(torch.bfloat16, "cuda:1", requires_grad=True)
+    needs(info, sample, backend)
+    got = run(info, sample, backend)
+    wanted = run(info, ordinary(info, requires_grad=True), backend)
+    assert torch.cuda.current_device() == 0
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, wanted))
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@EACH
+def test_autocast(info, backend, dtype):
+    sample = ordinary(info, torch.float32, requires_grad=True)
+    needs(info, sample, backend)
+    exact = run(info, sample.to(torch.float64, "cuda", requires_grad=True), "reference")
+    with torch.autocast("cuda", dtype):
+        eager, got = run(info, sample, "reference"), run(info, sample, backend)
+    for g, e, w in zip(got, eager, exact):
+        assert g.dtype == e.dtype
+        assert error(g, w.detach()) <= 1.5 * error(e, w.detach()) + 0.5 * torch.finfo(e.dtype).eps
+
+
+@EACH
+def test_opcheck_and_compile(info, backend):
+    sample = ordinary(info, torch.float32, requires_grad=True)
+    needs(info, sample, backend)
+    wanted = run(info, sample, backend)
+    compiled = torch.compile(info.op, fullgraph=True)
+    out = compiled(*sample.args, **sample.kwargs, backend=backend)
+    assert torch.equal(out, wanted[0])
+    grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(out)
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(out, sample.tensors(), grad), wanted[1:]))
+    op = base.OPS[info.name]
+    calls: list[tuple] = []
+    with op.recording(calls):
+        info.op(*sample.args, **sample.kwargs, backend=backend)
+    torch.library.opcheck(op.forward_op, calls[0])
+
+
+@pytest.mark.parametrize("info", OPINFOS, ids=str)
+def test_automatic_choice(info):
+    sample = ordinary(info)
+    assert i2v.explain(info.op, *sample.args, **sample.kwargs).backend in ("triton", "cuda")
+
+
+@pytest.mark.parametrize("info", OPINFOS, ids=str)
+def test_tensors_on_two_devices_are_refused(info):
+    sample = ordinary(info)
+    for i, value in enumerate(sample.args):
+        if i and isinstance(value, torch.Tensor):
+            args = (*sample.args[:i], value.cpu(), *sample.args[i + 1 :])
+            with pytest.raises(ValueError, match="is on cpu"):
+                info.op(*args, **sample.kwargs)
