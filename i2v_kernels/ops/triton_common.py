@@ -1,0 +1,104 @@
+"""What the Triton launchers share: a launch as data, so that the ahead-of-time test compiles what a GPU would run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import INTERPRETED
+
+WARP = 64 if torch.version.hip else 32  # AMD's data-centre GPUs run 64 lanes together
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.uint8: "u8",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch; ``args`` by the kernel's names. ``None`` and the int 1 become constants, as in Triton."""
+
+    kernel: Any
+    programs: int
+    args: dict[str, Tensor | int | float | None]
+    constexprs: dict[str, Any]
+    threads: int = 128
+    stages: int = 1
+    options: dict[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})
+
+    def run(self) -> None:
+        # fusion is named because Triton's default for it changes between versions, and results with it
+        self.kernel[(self.programs,)](
+            **self.args, **self.constexprs, num_warps=self.threads // WARP, num_stages=self.stages, **self.options
+        )
+
+    def specialised(self) -> tuple[dict[str, str], dict[str, Any], list[str]]:
+        """``(signature, constants, names divisible by 16)`` that Triton derives from these arguments at a launch.
+
+        Pointers count as 16-byte aligned, as those of PyTorch's allocator are.
+        """
+        signature, constants, divisible = {}, dict(self.constexprs), []
+        for name, value in self.args.items():
+            if value is None or (isinstance(value, int) and value == 1):
+                constants[name] = value
+            elif isinstance(value, Tensor):
+                signature[name] = "*" + TYPES[value.dtype]
+                divisible.append(name)
+            elif isinstance(value, float):
+                signature[name] = "fp32"
+            else:
+                signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                if value % 16 == 0:
+                    divisible.append(name)
+        return {**signature, **dict.fromkeys(constants, "constexpr")}, constants, divisible
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table ``AOT``: ``launch(dtype)`` on meta tensors of a real model's shape, for each of ``dtypes``.
+
+    ``dots``: the kernel multiplies matrices, so its 16-bit versions must hold matrix instructions.
+    ``vectors``: it must read global memory 16 bytes at a time.
+    """
+
+    name: str
+    launch: Callable[[torch.dtype], Launch]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
+    dots: bool = False
+    vectors: bool = True
+
+
+def run(launches: Iterable[Launch], device: torch.device) -> None:
+    """Run the launches in order on the current stream of that device."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        for launch in launches:
+            launch.run()
+
+
+def pow2(n: int) -> int:
+    """The smallest power of two that is at least n (and 1)."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """True fp32 products unless the user has switched PyTorch's own to TF32."""
+    tf32 = dtype == torch.float32 and torch.version.hip is None and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if tf32 else "ieee"
+
+
+def dots_in_fp32(dtype: torch.dtype) -> bool:
+    """Whether dot operands are widened: in Triton's interpreter only, whose bfloat16 arithmetic is wrong."""
+    return INTERPRETED and dtype == torch.bfloat16
