@@ -1,0 +1,157 @@
+"""What the Triton kernels of ``temporal_attention`` share: tiles, scores, and products that stay within a sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..triton_common import cdiv, dot_precision, dots_in_fp32, pow2
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """``TP`` frames padded to a power of two, ``BQ`` query rows and ``BK`` key rows of a tile, ``BD`` channels padded.
+
+    TP <= BQ: a tile holds BQ // TP whole sequences and BK = BQ. Else a sequence has TP // BQ query blocks.
+    """
+
+    TP: int
+    BQ: int
+    BK: int
+    BD: int
+    threads: int
+
+    @property
+    def tokens(self) -> int:
+        """Sequences of a tile."""
+        return max(self.BQ // self.TP, 1)
+
+    @property
+    def blocks(self) -> int:
+        """Query blocks of a sequence."""
+        return max(self.TP // self.BQ, 1)
+
+
+def tiles(frames: int, dim: int, itemsize: int, backward: bool) -> Tiles:
+    """The tiles of a call: chosen by shape and dtype alone, so that the same call always gives the same bits."""
+    tp, bd = pow2(frames), max(pow2(dim), 16)
+    if itemsize == 4:  # products on the ordinary units hold their operands in registers: small tiles, many threads
+        return Tiles(tp, 16, 16, bd, 128)
+    if backward and bd > 128:  # three products of the full width at once
+        return Tiles(tp, 16, 16, bd, 128)
+    rows = 32 if tp <= 32 or backward or bd > 128 else 64
+    threads = rows * (4 if bd > 128 or (backward and bd > 64) else 2)  # a matrix instruction has 16 rows for a warp
+    return Tiles(tp, rows, rows if tp <= rows else 32, bd, threads)
+
+
+def common(q: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float) -> dict[str, Any]:
+    """The arguments that all kernels take."""
+    return {
+        "bias": bias,
+        "mask": None if mask is None else mask.view(torch.uint8),
+        "T": q.shape[1],
+        "N": q.shape[2],
+        "H": q.shape[3],
+        "D": q.shape[4],
+        "scale": float(scale),
+    }
+
+
+def constants(dtype: torch.dtype, causal: bool, tile: Tiles) -> dict[str, Any]:
+    """The compile-time constants that all kernels take."""
+    wide = dots_in_fp32(dtype) or dtype == torch.float32
+    dot = tl.float32 if wide else (tl.float16 if dtype == torch.float16 else tl.bfloat16)
+    constexprs = {"CAUSAL": causal, "DOT": dot, "PRECISION": dot_precision(dtype)}
+    return constexprs | {"TP": tile.TP, "BQ": tile.BQ, "BK": tile.BK, "BD": tile.BD}
+
+
+def strides(**tensors: Tensor) -> dict[str, int]:
+    """``s_qb, s_qt, s_qn, s_qh`` of a tensor named q, and so on."""
+    return {f"s_{name}{axis}": stride for name, t in tensors.items() for axis, stride in zip("btnh", t.stride())}
+
+
+def units(q: Tensor, tile: Tiles) -> int:
+    """Tiles of tokens of all clips."""
+    return q.shape[0] * cdiv(q.shape[2], tile.tokens)
+
+
+@triton.jit
+def rows(i_block, BLOCK: tl.constexpr, TP: tl.constexpr):
+    """Of the rows of a tile: which of its sequences, and which frame."""
+    o_r = tl.arange(0, BLOCK)
+    if TP <= BLOCK:
+        o_j = o_r // TP
+        o_t = o_r % TP
+    else:
+        o_j = tl.zeros([BLOCK], dtype=tl.int32)
+        o_t = i_block * BLOCK + o_r
+    return o_j, o_t
+
+
+@triton.jit
+def pointers(x, i_b, i_h, o_t, o_n, s_b, s_t, s_n, s_h, BD: tl.constexpr):
+    """``[R, BD]`` pointers to frames o_t of tokens o_n."""
+    row = i_b.to(tl.int64) * s_b + i_h.to(tl.int64) * s_h + o_t.to(tl.int64) * s_t + o_n.to(tl.int64) * s_n
+    return x + row[:, None] + tl.arange(0, BD)[None, :]
+
+
+@triton.jit
+def read(p_x, m_r, D, BD: tl.constexpr, DOT: tl.constexpr):
+    """``[R, BD]`` values; rows outside m_r and channels behind D are zero."""
+    m_d = tl.arange(0, BD) < D
+    return tl.load(p_x, mask=m_r[:, None] & m_d[None, :], other=0).to(DOT)
+
+
+@triton.jit
+def write(p_x, b_x, m_r, D, BD: tl.constexpr):
+    m_d = tl.arange(0, BD) < D
+    tl.store(p_x, b_x.to(p_x.dtype.element_ty), mask=m_r[:, None] & m_d[None, :])
+
+
+@triton.jit
+def valid_keys(o_jq, o_t, o_jk, o_s, mask, i_b, T, CAUSAL: tl.constexpr):
+    """``[BQ, BK]``: (key of the same sequence, key that the query may attend to).
+
+    Rows behind the last frame count as queries too, so that their softmax stays finite; nothing of them is written.
+    """
+    m_same = (o_jq[:, None] == o_jk[None, :]) & (o_s < T)[None, :]
+    m_valid = m_same
+    if CAUSAL:
+        m_valid = m_valid & (o_s[None, :] <= o_t[:, None])
+    if mask is not None:
+        b_mask = tl.load(mask + i_b.to(tl.int64) * T + o_s, mask=o_s < T, other=0)
+        m_valid = m_valid & (b_mask != 0)[None, :]
+    return m_same, m_valid
+
+
+@triton.jit
+def scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, T, PRECISION: tl.constexpr):
+    """``[BQ, BK]`` scores times log2(e), -inf where the query may not look."""
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+    if bias is not None:
+        p_bias = bias + i_h.to(tl.int64) * T * T + o_t[:, None] * T + o_s[None, :]
+        b_s += tl.load(p_bias, mask=(o_t < T)[:, None] & (o_s < T)[None, :], other=0) * 1.4426950408889634
+    return tl.where(m_valid, b_s, float("-inf"))
+
+
+@triton.jit
+def dot_within(
+    b_a, b_x, p_x, m_r, o_j, D, S: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr
+):
+    """``b_a @ b_x`` for a block-diagonal b_a of S sequences.
+
+    Zero times NaN is NaN, so a NaN or an Inf of one sequence would reach all others of the tile. If one comes up, the
+    product is taken again, sequence by sequence.
+    """
+    b_y = tl.dot(b_a, b_x, input_precision=PRECISION)
+    if S > 1:  # noqa: SIM102
+        if tl.max(tl.max((b_y != b_y).to(tl.int32), 1), 0) > 0:
+            for j in range(S):
+                b_j = read(p_x, m_r & (o_j == j), D, BD, DOT)
+                b_y = tl.where((o_j == j)[:, None], tl.dot(b_a, b_j, input_precision=PRECISION), b_y)
+    return b_y
