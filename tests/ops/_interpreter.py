@@ -1,0 +1,87 @@
+"""The Triton kernels in Triton's interpreter; test_triton_interpreter.py runs this file under TRITON_INTERPRET=1."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_correct import compare, run
+
+from i2v_kernels.testing import OPINFOS, Sample
+
+INFOS = {info.name: info for info in OPINFOS}
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def attention(name, b, t, n, h, d, **options):
+    qkv = randn(b, t, n, 3, h, d).unbind(3)
+    masks = {"mask": torch.arange(t)[None] % 3 != torch.arange(b)[:, None]} if options.pop("mask", False) else {}
+    bias = {"bias": randn(h, t, t, seed=1)} if options.pop("bias", False) else {}
+    return Sample(name, qkv, {**masks, **bias, **options})
+
+
+MORE = {
+    "temporal_attention": [
+        attention("several query blocks", 1, 40, 1, 1, 24, bias=True, mask=True, causal=True),
+        attention("several shares of the bias", 2, 3, 9, 2, 8, bias=True),
+        attention("wide heads", 1, 3, 2, 1, 136),
+    ],
+    "token_shift": [Sample("several tiles", (randn(1, 3, 5, 520), [(264, 1), (3, -1)]), {"padding": "edge"})],
+    "temporal_conv": [
+        Sample("looped taps", (randn(1, 5, 6, 3), randn(3, 1, 5, 3, 3), randn(3)), {"grid": (2, 3)}),
+        Sample("long clip", (randn(1, 11, 2, 5), randn(5, 1, 3, 1, 1), randn(5))),
+        Sample("long clip over a grid", (randn(1, 10, 7, 9), randn(9, 1, 3, 3, 1)), {"grid": (3, 2), "prefix": 1}),
+        Sample("seven frames wide", (randn(1, 2, 3, 8), randn(8, 1, 7, 1, 1), randn(8)), {"prefix": 2}),
+    ],
+}
+CALLS = [
+    pytest.param(info, sample, id=f"{info}-{sample.name}")
+    for info in OPINFOS
+    for sample in (*info.samples(), *MORE[info.name])
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("info, sample", CALLS)
+def test_sample(info, sample, dtype):
+    compare(info, sample, dtype, "triton")
+
+
+@pytest.mark.parametrize("name, sample", [(name, i) for name in INFOS for i in (0, 6)])
+def test_bfloat16(name, sample):
+    """The interpreter's own bfloat16 arithmetic is wrong; the kernels widen what they load."""
+    compare(INFOS[name], INFOS[name].samples()[sample], torch.bfloat16, "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("padding", ["zeros", "edge", "wrap"])
+def test_token_shift_in_any_dtype(dtype, padding):
+    sample = Sample("", (randn(1, 4, 2, 24), [(3, 1), (5, -2)]), {"padding": padding})
+    compare(INFOS["token_shift"], sample, dtype, "triton")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["q", "k", "v", "gradient"])
+def test_sequences_of_a_tile_are_apart(place, value):
+    """What is not finite in one token's frames changes no bit of another token's result, forward or backward."""
+    op = INFOS["temporal_attention"].op
+
+    def results(spoiled):
+        tensors = dict(zip(("q", "k", "v", "gradient"), randn(4, 1, 4, 6, 2, 8).float()))
+        if spoiled:
+            tensors[place][0, 2, 3, 1, 5] = value
+        leaves = [tensors[name].requires_grad_() for name in "qkv"]
+        out = op(*leaves, backend="triton")
+        return [out, *torch.autograd.grad(out, leaves, tensors["gradient"])]
+
+    for clean, spoiled in zip(results(False), results(True)):
+        clean[0, :, 3, 1] = spoiled[0, :, 3, 1] = 0
+        assert torch.equal(clean, spoiled)
+
+
+@pytest.mark.parametrize("name", ["temporal_attention", "temporal_conv"])
+def test_double_precision_is_refused(name):
+    with pytest.raises(NotImplementedError, match="float64"):
+        run(INFOS[name], INFOS[name].samples()[0].to(requires_grad=True), "triton")
