@@ -25,15 +25,15 @@ struct Layout {
 
 // `ahead` elements further lies what the next call will copy: frames are too far apart for the hardware to foresee it.
 template <typename T, typename A>
-I2V_INLINE void copy_in(const Layout<A>& l, const T* source, int64_t stride, int64_t ahead, A scale, A* target) {
+I2V_INLINE void copy_in(const Layout<A>& l, const T* source, int64_t stride, int64_t ahead, A* target) {
   const int W = Layout<A>::W;
   for (int64_t t = 0; t < l.frames; ++t) {
     const T* row = source + t * stride;
     A* to = target + t * l.padded_dim;
     int64_t d = 0;
     for (int64_t line = 0; line < l.dim; line += 64 / sizeof(T)) __builtin_prefetch(row + ahead + line, 0, 2);
-    for (; d + W <= l.dim; d += W) store<A>(to + d, load(row + d) * scale);
-    if (d < l.dim) store<A>(to + d, load_part(row + d, l.dim - d) * scale);
+    for (; d + W <= l.dim; d += W) store<A>(to + d, load(row + d));
+    if (d < l.dim) store<A>(to + d, load_part(row + d, l.dim - d));
   }
 }
 
@@ -65,7 +65,8 @@ I2V_INLINE void dot_products(const Layout<A>& l, const A* a, const A* b, A* out)
 
 // Scores to probabilities, in place. `lane_frame[lane]` is the query's frame, `bias[j][lane]` is added, `valid[j]` masks.
 template <typename A>
-I2V_INLINE void softmax(const Layout<A>& l, const A* lane_frame, const A* bias, const bool* valid, bool causal, A* scores) {
+I2V_INLINE void softmax(const Layout<A>& l, const A* lane_frame, A scale, const A* bias, const bool* valid, bool causal,
+                        A* scores) {
   constexpr int W = Layout<A>::W;
   const Vec<A> minus_infinity = broadcast(-std::numeric_limits<A>::infinity());
   for (int64_t lane = 0; lane < l.lane_count; lane += W) {
@@ -74,7 +75,7 @@ I2V_INLINE void softmax(const Layout<A>& l, const A* lane_frame, const A* bias, 
     typename VecOf<A>::index any = {};
     for (int64_t j = 0; j < l.frames; ++j) {
       A* at = scores + j * l.lane_count + lane;
-      Vec<A> x = load(at);
+      Vec<A> x = load(at) * scale;
       if (bias) x += load(bias + j * l.lane_count + lane);
       const auto seen = (frame >= (causal ? A(j) : A(-1))) & (valid && !valid[j] ? 0 : -1);
       x = seen ? x : minus_infinity;
@@ -150,8 +151,16 @@ I2V_INLINE int64_t next_group(const Problem& p, const Layout<A>& l, const View<4
 }
 
 template <typename A>
+I2V_INLINE const A* bias_of(const Problem& p, const Layout<A>& l, int64_t h) {
+  return p.bias_lanes ? static_cast<const A*>(p.bias_lanes) + h / l.group * l.square() : nullptr;
+}
+
+template <typename A>
 I2V_INLINE void fill_lane_frames(const Layout<A>& l, A* lane_frame) {
-  for (int64_t lane = 0; lane < l.lane_count; ++lane) lane_frame[lane] = A(lane % l.padded_frames);
+  for (int64_t lane = 0; lane < l.lane_count; ++lane) {
+    const int64_t frame = lane % l.padded_frames;
+    lane_frame[lane] = frame < l.frames && lane < l.group * l.padded_frames ? A(frame) : A(-2);  // -2 sees no key
+  }
 }
 
 // Probabilities of the heads [h, h + count) of one token, from memory.
@@ -159,12 +168,11 @@ template <typename T, typename A>
 I2V_INLINE void probabilities(const Problem& p, const Layout<A>& l, int64_t b, int64_t n, int64_t h, int64_t count,
                               const A* lane_frame, A* q, A* k, A* scores) {
   for (int64_t g = 0; g < count; ++g) {
-    copy_in(l, at<T>(p.q, b, n, h + g), p.q.stride[1], next_group(p, l, p.q, h), A(p.scale), q + g * l.sequence());
-    copy_in(l, at<T>(p.k, b, n, h + g), p.k.stride[1], next_group(p, l, p.k, h), A(1), k + g * l.sequence());
+    copy_in(l, at<T>(p.q, b, n, h + g), p.q.stride[1], next_group(p, l, p.q, h), q + g * l.sequence());
+    copy_in(l, at<T>(p.k, b, n, h + g), p.k.stride[1], next_group(p, l, p.k, h), k + g * l.sequence());
     dot_products(l, q + g * l.sequence(), k + g * l.sequence(), scores + g * l.padded_frames);
   }
-  const A* bias = p.bias_lanes ? static_cast<const A*>(p.bias_lanes) + h / l.group * l.square() : nullptr;
-  softmax(l, lane_frame, bias, p.mask ? p.mask + b * p.frames : nullptr, p.causal, scores);
+  softmax(l, lane_frame, A(p.scale), bias_of(p, l, h), p.mask ? p.mask + b * p.frames : nullptr, p.causal, scores);
 }
 
 // bias [H, T, T] into the order in which softmax reads it: [group][key frame][lane].
@@ -185,6 +193,26 @@ int64_t bias_lanes_size(const Problem& p) {
   return (p.heads + l.group - 1) / l.group * l.square();
 }
 
+// dP to dS = P (dP - sum_j P dP), in place; the sum equals <dO, O>, so the output need not be read.
+template <typename A>
+I2V_INLINE void score_gradients(const Layout<A>& l, const A* probs, A* grads) {
+  for (int64_t lane = 0; lane < l.lane_count; lane += Layout<A>::W) {
+    Vec<A> mean = {};
+    for (int64_t j = 0; j < l.frames; ++j)
+      mean += load(probs + j * l.lane_count + lane) * load(grads + j * l.lane_count + lane);
+    for (int64_t j = 0; j < l.frames; ++j) {
+      A* at = grads + j * l.lane_count + lane;
+      store<A>(at, load(probs + j * l.lane_count + lane) * (load(at) - mean));
+    }
+  }
+}
+
+template <typename A>
+I2V_INLINE void add_bias_gradient(const Layout<A>& l, const A* dscores, A* total) {
+  for (int64_t i = 0; i < l.frames; ++i)
+    for (int64_t j = 0; j < l.frames; ++j) total[i * l.frames + j] += dscores[j * l.lane_count + i];
+}
+
 template <typename T>
 void forward(const Problem& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
@@ -199,7 +227,7 @@ void forward(const Problem& p, int64_t begin, int64_t end) {
       const int64_t count = std::min(l.group, p.heads - h);
       probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, scores);
       for (int64_t g = 0; g < count; ++g) {
-        copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), A(1), v + g * l.sequence());
+        copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v + g * l.sequence());
         mix(l, scores + g * l.padded_frames, 1, l.lane_count, v + g * l.sequence(), A(1), at<T>(p.out, b, n, h + g),
             p.out.stride[1]);
       }
@@ -222,31 +250,23 @@ void backward(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
       const int64_t count = std::min(l.group, p.heads - h);
       probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, probs);
       for (int64_t g = 0; g < count; ++g) {
-        copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), A(1), v + g * l.sequence());
-        copy_in(l, at<T>(p.grad, b, n, h + g), p.grad.stride[1], next_group(p, l, p.grad, h), A(1), grad + g * l.sequence());
+        copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v + g * l.sequence());
+        copy_in(l, at<T>(p.grad, b, n, h + g), p.grad.stride[1], next_group(p, l, p.grad, h), grad + g * l.sequence());
         dot_products(l, grad + g * l.sequence(), v + g * l.sequence(), dscores + g * l.padded_frames);
       }
-      for (int64_t lane = 0; lane < l.lane_count; lane += Layout<A>::W) {
-        Vec<A> mean = {};  // sum_j P_ij dP_ij, which equals <dO_i, O_i>: the output need not be read
-        for (int64_t j = 0; j < l.frames; ++j)
-          mean += load(probs + j * l.lane_count + lane) * load(dscores + j * l.lane_count + lane);
-        for (int64_t j = 0; j < l.frames; ++j) {
-          A* ds = dscores + j * l.lane_count + lane;
-          store<A>(ds, load(probs + j * l.lane_count + lane) * (load(ds) - mean));
-        }
-      }
+      score_gradients(l, probs, dscores);
       for (int64_t g = 0; g < count; ++g) {
         const A *pr = probs + g * l.padded_frames, *ds = dscores + g * l.padded_frames;
         const int64_t s = g * l.sequence(), step = l.lane_count;
         mix(l, pr, step, 1, grad + s, A(1), at<T>(p.dv, b, n, h + g), p.dv.stride[1]);
-        mix(l, ds, step, 1, q + s, A(1), at<T>(p.dk, b, n, h + g), p.dk.stride[1]);  // q holds scale * q
+        mix(l, ds, step, 1, q + s, A(p.scale), at<T>(p.dk, b, n, h + g), p.dk.stride[1]);
         mix(l, ds, 1, step, k + s, A(p.scale), at<T>(p.dq, b, n, h + g), p.dq.stride[1]);
-        if (bias_grad) {
-          A* db = static_cast<A*>(bias_grad) + (h + g) * p.frames * p.frames;
-          for (int64_t i = 0; i < p.frames; ++i)
-            for (int64_t j = 0; j < p.frames; ++j) db[i * p.frames + j] += ds[j * step + i];
-        }
+        if (bias_grad) add_bias_gradient(l, ds, static_cast<A*>(bias_grad) + (h + g) * p.frames * p.frames);
       }
     }
   }
 }
+
+#if I2V_ISA == I2V_ISA_AVX512_BF16
+#include "cpu_bf16.h"
+#endif

@@ -1,0 +1,197 @@
+// bf16 where the processor multiplies pairs of it (vdpbf16ps): the same walk as in cpu_kernels.h, with half the instructions
+// and no conversion on the way in. Probabilities and their gradients are rounded to bf16 before the products with v, k, q, as
+// PyTorch's own bf16 formulation does; sums stay in float32. Included by cpu_kernels.h.
+
+using Lanes = Layout<float>;
+
+I2V_INLINE int64_t raw_row(const Lanes& l) { return (l.dim + 31) / 32 * 32; }
+I2V_INLINE int64_t packed_size(const Lanes& l) { return l.padded_frames / 2 * l.padded_dim; }
+
+// [T, D] from memory to [padded T][raw_row].
+I2V_INLINE void copy_raw(const Lanes& l, const bf16* source, int64_t stride, int64_t ahead, bf16* target) {
+  for (int64_t t = 0; t < l.frames; ++t) {
+    const bf16* row = source + t * stride;
+    for (int64_t d = 0; d < l.dim; d += 32) {
+      __builtin_prefetch(row + ahead + d, 0, 2);
+      const int64_t left = l.dim - d;
+      const __mmask32 mask = left >= 32 ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+      _mm512_storeu_si512(target + t * raw_row(l) + d, _mm512_maskz_loadu_epi16(mask, row + d));
+    }
+  }
+}
+
+I2V_INLINE __m512i zip(__m256i low, __m256i high) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+}
+
+// Rows c and c + 1 zipped into one row of pairs: [padded T / 2][padded_dim].
+I2V_INLINE void pack_rows(const Lanes& l, const bf16* raw, uint32_t* packed) {
+  for (int64_t c = 0; c < l.frames; c += 2)
+    for (int64_t d = 0; d < l.padded_dim; d += 16) {
+      const auto* from = reinterpret_cast<const __m256i*>(raw + c * raw_row(l) + d);
+      const auto* next = reinterpret_cast<const __m256i*>(raw + (c + 1) * raw_row(l) + d);
+      _mm512_storeu_si512(packed + c / 2 * l.padded_dim + d, zip(_mm256_loadu_si256(from), _mm256_loadu_si256(next)));
+    }
+}
+
+// out[j][i] = <a_i, b_j>, i in lanes.
+I2V_INLINE void dot_raw(const Lanes& l, const bf16* a, const bf16* b, float* out) {
+  for (int64_t i = 0; i < l.frames; i += 4) {
+    for (int64_t j = 0; j < l.frames; j += 4) {
+      __m512 sum[16] = {};
+      for (int64_t d = 0; d < l.dim; d += 32) {
+        __m512bh rows[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) rows[r] = (__m512bh)_mm512_loadu_si512(a + (i + r) * raw_row(l) + d);
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; ++c) {
+          const __m512bh column = (__m512bh)_mm512_loadu_si512(b + (j + c) * raw_row(l) + d);
+#pragma GCC unroll 4
+          for (int r = 0; r < 4; ++r) sum[c * 4 + r] = _mm512_dpbf16_ps(sum[c * 4 + r], rows[r], column);
+        }
+      }
+      Vec<float> sums[16];
+#pragma GCC unroll 16
+      for (int x = 0; x < 16; ++x) sums[x] = (Vec<float>)sum[x];
+      const __m512 block = (__m512)sum_each<float>(sums);
+      float* to = out + j * l.lane_count + i;
+      _mm_storeu_ps(to, _mm512_castps512_ps128(block));
+      _mm_storeu_ps(to + l.lane_count, _mm512_extractf32x4_ps(block, 1));
+      _mm_storeu_ps(to + 2 * l.lane_count, _mm512_extractf32x4_ps(block, 2));
+      _mm_storeu_ps(to + 3 * l.lane_count, _mm512_extractf32x4_ps(block, 3));
+    }
+  }
+}
+
+// Weights for sums over keys: [key pair][lane], and for sums over queries: [key][lane], pairs side by side.
+I2V_INLINE void round_weights(const Lanes& l, const float* weights, uint32_t* over_keys, bf16* over_queries) {
+  for (int64_t j = 0; j < l.frames; j += 2) {
+    for (int64_t lane = 0; lane < l.lane_count; lane += 16) {
+      const float* from = weights + j * l.lane_count + lane;
+      const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from));
+      const __m256i high =
+          j + 1 < l.frames ? (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + l.lane_count)) : _mm256_setzero_si256();
+      _mm512_storeu_si512(over_keys + j / 2 * l.lane_count + lane, zip(low, high));
+      if (over_queries) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(over_queries + j * l.lane_count + lane), low);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(over_queries + (j + 1) * l.lane_count + lane), high);
+      }
+    }
+  }
+}
+
+// out[r] = scale * sum_c weight[r, c] * in[c], the weights as pairs of c.
+template <int NV>
+I2V_INLINE void mix_pairs(const Lanes& l, const uint32_t* weight, int64_t row_step, int64_t pair_step, const uint32_t* in,
+                          float scale, bf16* out, int64_t out_stride, int64_t d) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (int64_t r0 = 0; r0 < l.frames; r0 += 4) {
+    __m512 sum[4][NV] = {};
+    for (int64_t c = 0; 2 * c < l.frames; ++c) {
+      __m512bh x[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) x[v] = (__m512bh)_mm512_loadu_si512(in + c * l.padded_dim + d + v * 16);
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+        const __m512bh w = (__m512bh)_mm512_set1_epi32(weight[(r0 + r) * row_step + c * pair_step]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], w, x[v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      if (r0 + r >= l.frames) break;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const int64_t left = l.dim - d - v * 16;
+        const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (__mmask16(1) << left) - 1 : 0;
+        const __m256i half = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sum[r][v], factor));
+        _mm256_mask_storeu_epi16(out + (r0 + r) * out_stride + d + v * 16, mask, half);
+      }
+    }
+  }
+}
+
+I2V_INLINE void mix_all(const Lanes& l, const uint32_t* weight, int64_t row_step, int64_t pair_step, const uint32_t* in,
+                        float scale, bf16* out, int64_t out_stride) {
+  int64_t d = 0;
+  for (; d + 64 <= l.padded_dim; d += 64) mix_pairs<4>(l, weight, row_step, pair_step, in, scale, out, out_stride, d);
+  for (; d < l.padded_dim; d += 16) mix_pairs<1>(l, weight, row_step, pair_step, in, scale, out, out_stride, d);
+}
+
+template <>
+void forward<bf16>(const Problem& p, int64_t begin, int64_t end) {
+  const Lanes l(p);
+  const int64_t raw = l.padded_frames * raw_row(l);
+  Scratch<bf16> rows(3 * raw);
+  Scratch<uint32_t> pairs(packed_size(l) + l.square() / 2);
+  Scratch<float> lanes_memory(l.square() + l.lane_count);
+  bf16 *q = rows.data(), *k = q + raw, *v = k + raw;
+  uint32_t *packed = pairs.data(), *weights = packed + packed_size(l);
+  float *scores = lanes_memory.data(), *lane_frame = scores + l.square();
+  fill_lane_frames(l, lane_frame);
+  for (int64_t token = begin; token < end; ++token) {
+    const int64_t b = token / p.tokens, n = token % p.tokens;
+    for (int64_t h = 0; h < p.heads; h += l.group) {
+      const int64_t count = std::min(l.group, p.heads - h);
+      for (int64_t g = 0; g < count; ++g) {
+        copy_raw(l, at<bf16>(p.q, b, n, h + g), p.q.stride[1], next_group(p, l, p.q, h), q);
+        copy_raw(l, at<bf16>(p.k, b, n, h + g), p.k.stride[1], next_group(p, l, p.k, h), k);
+        dot_raw(l, q, k, scores + g * l.padded_frames);
+      }
+      softmax(l, lane_frame, float(p.scale), bias_of(p, l, h), p.mask ? p.mask + b * p.frames : nullptr, p.causal, scores);
+      round_weights(l, scores, weights, nullptr);
+      for (int64_t g = 0; g < count; ++g) {
+        copy_raw(l, at<bf16>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v);
+        pack_rows(l, v, packed);
+        mix_all(l, weights + g * l.padded_frames, 1, l.lane_count, packed, 1.0f, at<bf16>(p.out, b, n, h + g),
+                p.out.stride[1]);
+      }
+    }
+  }
+}
+
+template <>
+void backward<bf16>(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
+  const Lanes l(p);
+  const int64_t raw = l.padded_frames * raw_row(l), half = l.square() / 2;
+  Scratch<bf16> rows((3 * l.group + 1) * raw + 2 * l.square());
+  Scratch<uint32_t> pairs(packed_size(l) + 2 * half);
+  Scratch<float> lanes_memory(2 * l.square() + l.lane_count);
+  bf16 *q = rows.data(), *k = q + l.group * raw, *grad = k + l.group * raw, *v = grad + l.group * raw;
+  bf16 *probs_by_query = v + raw, *grads_by_query = probs_by_query + l.square();
+  uint32_t *packed = pairs.data(), *probs_by_key = packed + packed_size(l), *grads_by_key = probs_by_key + half;
+  float *probs = lanes_memory.data(), *grads = probs + l.square(), *lane_frame = grads + l.square();
+  const float scale = static_cast<float>(p.scale);
+  fill_lane_frames(l, lane_frame);
+  for (int64_t token = begin; token < end; ++token) {
+    const int64_t b = token / p.tokens, n = token % p.tokens;
+    for (int64_t h = 0; h < p.heads; h += l.group) {
+      const int64_t count = std::min(l.group, p.heads - h);
+      for (int64_t g = 0; g < count; ++g) {
+        copy_raw(l, at<bf16>(p.q, b, n, h + g), p.q.stride[1], next_group(p, l, p.q, h), q + g * raw);
+        copy_raw(l, at<bf16>(p.k, b, n, h + g), p.k.stride[1], next_group(p, l, p.k, h), k + g * raw);
+        copy_raw(l, at<bf16>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v);
+        copy_raw(l, at<bf16>(p.grad, b, n, h + g), p.grad.stride[1], next_group(p, l, p.grad, h), grad + g * raw);
+        dot_raw(l, q + g * raw, k + g * raw, probs + g * l.padded_frames);
+        dot_raw(l, grad + g * raw, v, grads + g * l.padded_frames);
+      }
+      softmax(l, lane_frame, scale, bias_of(p, l, h), p.mask ? p.mask + b * p.frames : nullptr, p.causal, probs);
+      score_gradients(l, probs, grads);
+      round_weights(l, probs, probs_by_key, probs_by_query);
+      round_weights(l, grads, grads_by_key, grads_by_query);
+      for (int64_t g = 0; g < count; ++g) {
+        const int64_t lane = g * l.padded_frames, row = l.lane_count / 2;
+        const auto* by_query = reinterpret_cast<const uint32_t*>(probs_by_query + lane);
+        const auto* ds_by_query = reinterpret_cast<const uint32_t*>(grads_by_query + lane);
+        pack_rows(l, grad + g * raw, packed);
+        mix_all(l, by_query, row, 1, packed, 1.0f, at<bf16>(p.dv, b, n, h + g), p.dv.stride[1]);
+        pack_rows(l, q + g * raw, packed);
+        mix_all(l, ds_by_query, row, 1, packed, scale, at<bf16>(p.dk, b, n, h + g), p.dk.stride[1]);
+        pack_rows(l, k + g * raw, packed);
+        mix_all(l, grads_by_key + lane, 1, l.lane_count, packed, scale, at<bf16>(p.dq, b, n, h + g), p.dq.stride[1]);
+        if (bias_grad) add_bias_gradient(l, grads + lane, static_cast<float*>(bias_grad) + (h + g) * p.frames * p.frames);
+      }
+    }
+  }
+}
