@@ -87,7 +87,5 @@ def test_no_findings(tree, selection):
     done = python(tree, "-m", "pytest", *pytest_options, *place, str(ROOT / "tests" / file), *options)
     report = done.stdout + done.stderr
     assert "runtime error" not in report and "AddressSanitizer" not in report, report[-8000:]
-    assert done.returncode in (0, 1), report[
-        -8000:
-    ]  # 1: a comparison failed, which the plain run of these tests judges
+    assert done.returncode in (0, 1), report[-8000:]  # 1: a comparison failed, which the plain run of these tests judges
     assert " passed" in done.stdout, report[-8000:]
