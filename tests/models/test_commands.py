@@ -102,9 +102,7 @@ def test_killed_run_resumes_to_the_same_bits(workplace, trained, tmp_path, capsy
     assert one.step == other.step == STEPS
     assert [name for name in one.weights if not torch.equal(one.weights[name], other.weights[name])] == []
     exact = ("step", "epoch", "loss", "lr", "grad_norm")
-    assert [[line[key] for key in exact] for line in lines(output)] == [
-        [line[key] for key in exact] for line in lines(trained)
-    ]
+    assert [[line[key] for key in exact] for line in lines(output)] == [[line[key] for key in exact] for line in lines(trained)]
 
 
 def test_bad_videos_do_not_stop_training_and_are_named(trained):

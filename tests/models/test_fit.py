@@ -131,9 +131,7 @@ def test_another_config_is_refused_by_field(tmp_path):
     fit(video_model(), ClipList(), config(output=str(tmp_path), steps=4), record={"classes": ["a", "b"]})
     with pytest.raises(ValueError, match=r"resume .*: classes was \['a', 'b'\], is \['a'\]; lr was 0.01, is 0.02;"):
         fit(video_model(), ClipList(), config(output=str(tmp_path), steps=4, lr=0.02), record={"classes": ["a"]})
-    log = fit(
-        video_model(), ClipList(), config(output=str(tmp_path), steps=4, save_every=1), record={"classes": ["a", "b"]}
-    )
+    log = fit(video_model(), ClipList(), config(output=str(tmp_path), steps=4, save_every=1), record={"classes": ["a", "b"]})
     assert log == []  # how often it saves changes no number
 
 
