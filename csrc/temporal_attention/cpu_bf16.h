@@ -137,6 +137,7 @@ void forward<bf16>(const Problem& p, int64_t begin, int64_t end) {
       for (int64_t g = 0; g < count; ++g) {
         copy_raw(l, at<bf16>(p.q, b, n, h + g), p.q.stride[1], next_group(p, l, p.q, h), q);
         copy_raw(l, at<bf16>(p.k, b, n, h + g), p.k.stride[1], next_group(p, l, p.k, h), k);
+        expect_writes<bf16>(p, p.out, b, n, h + g);
         dot_raw(l, q, k, scores + g * l.padded_frames);
       }
       softmax(l, lane_frame, float(p.scale), bias_of(p, l, h), p.mask ? p.mask + b * p.frames : nullptr, p.causal, scores);
@@ -173,7 +174,9 @@ void backward<bf16>(const Problem& p, int64_t begin, int64_t end, void* bias_gra
         copy_raw(l, at<bf16>(p.k, b, n, h + g), p.k.stride[1], next_group(p, l, p.k, h), k + g * raw);
         copy_raw(l, at<bf16>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v);
         copy_raw(l, at<bf16>(p.grad, b, n, h + g), p.grad.stride[1], next_group(p, l, p.grad, h), grad + g * raw);
+        expect_writes<bf16>(p, p.dv, b, n, h + g);
         dot_raw(l, q + g * raw, k + g * raw, probs + g * l.padded_frames);
+        expect_writes<bf16>(p, p.dk, b, n, h + g);
         dot_raw(l, grad + g * raw, v, grads + g * l.padded_frames);
       }
       softmax(l, lane_frame, scale, bias_of(p, l, h), p.mask ? p.mask + b * p.frames : nullptr, p.causal, probs);
@@ -184,6 +187,7 @@ void backward<bf16>(const Problem& p, int64_t begin, int64_t end, void* bias_gra
         const int64_t lane = g * l.padded_frames, row = l.lane_count / 2;
         const auto* by_query = reinterpret_cast<const uint32_t*>(probs_by_query + lane);
         const auto* ds_by_query = reinterpret_cast<const uint32_t*>(grads_by_query + lane);
+        expect_writes<bf16>(p, p.dq, b, n, h + g);
         pack_rows(l, grad + g * raw, packed);
         mix_all(l, by_query, row, 1, packed, 1.0f, at<bf16>(p.dv, b, n, h + g), p.dv.stride[1]);
         pack_rows(l, q + g * raw, packed);

@@ -150,6 +150,13 @@ I2V_INLINE int64_t next_group(const Problem& p, const Layout<A>& l, const View<4
   return h + l.group < p.heads ? l.group * x.stride[3] : x.stride[2] - h * x.stride[3];
 }
 
+// Lines that are soon to be written: their old contents come while other work goes on.
+template <typename T>
+I2V_INLINE void expect_writes(const Problem& p, const View<4>& x, int64_t b, int64_t n, int64_t h) {
+  for (int64_t t = 0; t < p.frames; ++t)
+    for (int64_t d = 0; d < p.dim; d += 64 / sizeof(T)) __builtin_prefetch(at<T>(x, b, n, h) + t * x.stride[1] + d, 1, 3);
+}
+
 template <typename A>
 I2V_INLINE const A* bias_of(const Problem& p, const Layout<A>& l, int64_t h) {
   return p.bias_lanes ? static_cast<const A*>(p.bias_lanes) + h / l.group * l.square() : nullptr;
@@ -225,6 +232,7 @@ void forward(const Problem& p, int64_t begin, int64_t end) {
     const int64_t b = token / p.tokens, n = token % p.tokens;
     for (int64_t h = 0; h < p.heads; h += l.group) {
       const int64_t count = std::min(l.group, p.heads - h);
+      for (int64_t g = 0; g < count; ++g) expect_writes<T>(p, p.out, b, n, h + g);
       probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, scores);
       for (int64_t g = 0; g < count; ++g) {
         copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v + g * l.sequence());
@@ -252,13 +260,16 @@ void backward(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
       for (int64_t g = 0; g < count; ++g) {
         copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v + g * l.sequence());
         copy_in(l, at<T>(p.grad, b, n, h + g), p.grad.stride[1], next_group(p, l, p.grad, h), grad + g * l.sequence());
+        expect_writes<T>(p, p.dv, b, n, h + g);
         dot_products(l, grad + g * l.sequence(), v + g * l.sequence(), dscores + g * l.padded_frames);
       }
       score_gradients(l, probs, dscores);
       for (int64_t g = 0; g < count; ++g) {
         const A *pr = probs + g * l.padded_frames, *ds = dscores + g * l.padded_frames;
         const int64_t s = g * l.sequence(), step = l.lane_count;
+        expect_writes<T>(p, p.dk, b, n, h + g);
         mix(l, pr, step, 1, grad + s, A(1), at<T>(p.dv, b, n, h + g), p.dv.stride[1]);
+        expect_writes<T>(p, p.dq, b, n, h + g);
         mix(l, ds, step, 1, q + s, A(p.scale), at<T>(p.dk, b, n, h + g), p.dk.stride[1]);
         mix(l, ds, 1, step, k + s, A(p.scale), at<T>(p.dq, b, n, h + g), p.dq.stride[1]);
         if (bias_grad) add_bias_gradient(l, ds, static_cast<A*>(bias_grad) + (h + g) * p.frames * p.frames);
