@@ -54,8 +54,9 @@ def _link_python(tree: Path) -> None:
     """Links, not copies: Python code that changed since the build is seen."""
     package = tree / "i2v_kernels"
     for link in package.iterdir():
-        if link.is_symlink():
+        if link.is_symlink() and not link.exists():
             link.unlink()
     for path in (ROOT / "i2v_kernels").iterdir():
-        if path.suffix != ".so" and path.name != "__pycache__":
-            package.joinpath(path.name).symlink_to(path)
+        link = package / path.name
+        if path.suffix != ".so" and path.name != "__pycache__" and not link.exists():
+            link.symlink_to(path)

@@ -28,6 +28,7 @@ HAS_COMPILER = shutil.which(CXX.split()[0]) is not None
 RUNTIMES = [runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")] if HAS_COMPILER else [None]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(3600),  # the build takes minutes, and sanitized code runs several times slower
     pytest.mark.skipif(None in RUNTIMES, reason=f"{CXX} has no shared sanitizer runtime (GCC's libasan and libubsan)"),
 ]
 
