@@ -1,5 +1,4 @@
 // token_shift on the CPU: the entry point, over the kernels of cpu_kernels.h.
-#include <unistd.h>
 
 #include <vector>
 
@@ -14,7 +13,8 @@ struct Problem {
   const shift::Group* groups;
   int64_t group_count;
   shift::Padding padding;
-  bool adjoint, past_cache;
+  bool adjoint;
+  bool past_cache;  // input and output together exceed a usual last-level cache: write around it
 };
 
 }  // namespace i2v
@@ -25,14 +25,6 @@ struct Problem {
 namespace i2v {
 namespace {
 
-// Input and output together must be larger for the output to be written past the cache.
-int64_t last_cache() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const int64_t size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (size > 0) return size;
-#endif
-  return 32 << 20;
-}
 
 void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channels, const std::vector<int64_t> offsets,
                  int64_t padding, int64_t start, int64_t stop, bool adjoint) {
@@ -52,7 +44,7 @@ void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channel
                   x.size(3),     start,          stop,
                   View<3>(x),    View<3>(out),   groups.data(),
                   static_cast<int64_t>(groups.size()), static_cast<shift::Padding>(padding), adjoint,
-                  2 * bytes > last_cache()};
+                  2 * bytes > (32 << 20)};
   for_dtype(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const auto kernel = I2V_PICK(shift_rows, T);

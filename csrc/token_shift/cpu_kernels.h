@@ -18,7 +18,14 @@ I2V_INLINE void copy_run(T* to, const T* from, int64_t count, bool past_cache) {
       _mm256_stream_si256(reinterpret_cast<__m256i*>(to), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
 #endif
-  std::memcpy(static_cast<void*>(to), from, count * sizeof(T));
+  constexpr int64_t step = I2V_VECTOR_BYTES / sizeof(T);
+  if (count >= step) {  // inline: groups are short, and a call of memcpy costs as much as copying one
+    int64_t i = 0;
+    for (; i + step <= count; i += step) std::memcpy(static_cast<void*>(to + i), from + i, I2V_VECTOR_BYTES);
+    if (i < count) std::memcpy(static_cast<void*>(to + count - step), from + count - step, I2V_VECTOR_BYTES);
+  } else {
+    std::memcpy(static_cast<void*>(to), from, count * sizeof(T));
+  }
 }
 
 // to = the sum of the rows frame 0, 1, ... of `from` that read this frame.
