@@ -1,4 +1,4 @@
-"""The same comparison for pytest-benchmark: ``pytest bench --benchmark-group-by=group``; in the tests with --benchmark-disable."""
+"""The same comparison for pytest-benchmark: ``pytest bench``; the tests run it with --benchmark-disable."""
 
 from __future__ import annotations
 

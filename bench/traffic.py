@@ -1,7 +1,7 @@
 """``python -m bench.traffic``: bytes moved by each formulation of an op, as a picture.
 
-Counts what every operator that PyTorch dispatches reads and writes (views are free), in units of the op's input tensor. An op of
-this package is one operator: it reads its inputs once and writes its output once.
+Counts what every operator that PyTorch dispatches reads and writes (views are free), in units of the op's input tensor. An op
+of this package is one operator: it reads its inputs once and writes its output once.
 """
 
 from __future__ import annotations

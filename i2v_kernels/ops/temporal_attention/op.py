@@ -64,7 +64,8 @@ def temporal_attention(
         bias = bias.to(accumulate_dtype(q.dtype)).contiguous()
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"{NAME}: mask must be a bool tensor [B, T], True where valid, got {getattr(mask, 'dtype', mask)!r}")
+            got = getattr(mask, "dtype", mask)
+            raise TypeError(f"{NAME}: mask must be a bool tensor [B, T], True where valid, got {got!r}")
         if mask.shape != (batch, frames):
             raise ValueError(f"{NAME}: mask.shape={tuple(mask.shape)}, but [B, T] = {(batch, frames)} is needed")
         checks.same_place(NAME, "mask", mask, q)
