@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -207,6 +208,13 @@ def backward(
     return dq, dk, dv, bias_sums.sum(0).to(bias.dtype)
 
 
+def _ones(dtype: torch.dtype, backward: bool) -> Launch:
+    q = torch.empty(1, 1, 1, 1, 1, dtype=dtype, device="meta")
+    if backward:
+        return plan_backward(q, q, q, q, None, None, q, q, q, 1.0, False, False)[0][0]
+    return plan(q, q, q, None, None, q, 1.0, False)
+
+
 def _meta(frames: int, dim: int, dtype: torch.dtype, packed: bool) -> tuple[Tensor, Tensor, Tensor]:
     heads = 768 // dim
     if packed:
@@ -237,11 +245,13 @@ def _backward_entries(frames: int, dim: int, extras: bool = False) -> list[Entry
         return plan_backward(g, q, k, v, bias, mask, dq, dk, dv, dim**-0.5, extras, extras)[0]
 
     name = f"temporal_attention backward T{frames} D{dim}" + " bias mask causal" * extras
-    count = len(launches(torch.float16))
-    return [
-        Entry(f"{name} {i + 1}/{count}", lambda dtype, i=i: launches(dtype)[i], dots=True)  # type: ignore[misc]
-        for i in range(count)
-    ]
+    entries = []
+    for dtypes in ((torch.float16, torch.bfloat16), (torch.float32,)):  # their tiles differ, and so may their kernels
+        count = len(launches(dtypes[0]))
+        for i in range(count):
+            launch = partial(lambda i, dtype: launches(dtype)[i], i)
+            entries.append(Entry(f"{name} {i + 1}/{count}", launch, dtypes, dots=True))
+    return entries
 
 
 AOT = [
@@ -260,4 +270,7 @@ AOT = [
     *_backward_entries(32, 256),
     *_backward_entries(64, 64),
     *_backward_entries(128, 256, extras=True),
+    # sizes and strides of 1 become constants, which not all of Triton's operations take
+    Entry("temporal_attention, all sizes 1", partial(_ones, backward=False), (torch.bfloat16,), True, False),
+    Entry("temporal_attention backward, all sizes 1", partial(_ones, backward=True), (torch.bfloat16,), True, False),
 ]

@@ -42,13 +42,20 @@ def temporal_attention_backward_rows_kernel(
     o_j, o_t = rows(i_q, BQ, TP)
     m_q = o_t < T
     o_n = i_n + o_j
-    b_q = read(pointers(q, i_b, i_h, o_t, o_n, s_qb, s_qt, s_qn, s_qh, BD), m_q, D, BD, DOT)  # [BQ, BD]
-    b_g = read(pointers(g, i_b, i_h, o_t, o_n, s_gb, s_gt, s_gn, s_gh, BD), m_q, D, BD, DOT)
+    p_q = pointers(q, i_b, i_h, o_t, o_n, s_qb, s_qt, s_qn, s_qh, BD)
+    p_g = pointers(g, i_b, i_h, o_t, o_n, s_gb, s_gt, s_gn, s_gh, BD)
+    # float32 operands that outlive a product are kept in registers, more than there are: they are read again instead
+    AGAIN: tl.constexpr = DOT == tl.float32  # noqa: SIM300
+    b_q = read(p_q, m_q, D, BD, DOT)  # [BQ, BD]
+    b_g = read(p_g, m_q, D, BD, DOT)
     b_m = tl.full([BQ], float("-inf"), dtype=tl.float32)
     b_l = tl.zeros([BQ], dtype=tl.float32)
     b_delta = tl.zeros([BQ], dtype=tl.float32)
     b_any = tl.zeros([BQ], dtype=tl.int32)
     for i_k in range(TP // BK):
+        if AGAIN:
+            b_q = read(p_q, m_q, D, BD, DOT)
+            b_g = read(p_g, m_q, D, BD, DOT)
         o_jk, o_s = rows(i_k, BK, TP)
         b_k = read(pointers(k, i_b, i_h, o_s, i_n + o_jk, s_kb, s_kt, s_kn, s_kh, BD), o_s < T, D, BD, DOT)
         b_v = read(pointers(v, i_b, i_h, o_s, i_n + o_jk, s_vb, s_vt, s_vn, s_vh, BD), o_s < T, D, BD, DOT)
@@ -73,6 +80,9 @@ def temporal_attention_backward_rows_kernel(
 
     b_dq = tl.zeros([BQ, BD], dtype=tl.float32)
     for i_k in range(TP // BK):
+        if AGAIN:
+            b_q = read(p_q, m_q, D, BD, DOT)
+            b_g = read(p_g, m_q, D, BD, DOT)
         o_jk, o_s = rows(i_k, BK, TP)
         b_k = read(pointers(k, i_b, i_h, o_s, i_n + o_jk, s_kb, s_kt, s_kn, s_kh, BD), o_s < T, D, BD, DOT)
         b_v = read(pointers(v, i_b, i_h, o_s, i_n + o_jk, s_vb, s_vt, s_vn, s_vh, BD), o_s < T, D, BD, DOT)

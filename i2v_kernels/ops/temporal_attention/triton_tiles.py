@@ -41,9 +41,9 @@ def tiles(frames: int, dim: int, itemsize: int, backward: bool) -> Tiles:
     """The tiles of a call: chosen by shape and dtype alone, so that the same call always gives the same bits."""
     tp, bd = pow2(frames), max(pow2(dim), 16)
     if itemsize == 4:  # products on the ordinary units hold their operands in registers: small tiles, many threads
-        return Tiles(tp, 16, 16, bd, 128)
-    if backward and bd > 128:  # three products of the full width at once
-        return Tiles(tp, 16, 16, bd, 128)
+        return Tiles(tp, 16, 16, bd, 256 if backward and (tp > 16 or bd > 64) else 128)
+    if backward and bd > 128:
+        return Tiles(tp, 16, 16, bd, 256)
     rows = 32 if tp <= 32 or backward or bd > 128 else 64
     threads = rows * (4 if bd > 128 or (backward and bd > 64) else 2)  # a matrix instruction has 16 rows for a warp
     return Tiles(tp, rows, rows if tp <= rows else 32, bd, threads)

@@ -353,6 +353,14 @@ def _weight_grad_entry(*kernel: int) -> Entry:
     return Entry(f"temporal_conv weight gradient {kernel}", launch)
 
 
+def _ones(dtype: torch.dtype, *kernel: int) -> Launch:
+    x = torch.empty(1, 1, 1, 1, dtype=dtype, device="meta")
+    weight = torch.empty(1, 1, *(kernel or (3, 1, 1)), dtype=dtype, device="meta")
+    if not kernel:
+        return plan_weight_grad(x, x, weight, 1, 1, 0)[0]
+    return plan(x, weight, x[0, 0, 0], x, 1, 1, 0, "zero")
+
+
 AOT = [
     _forward_entry(3, 1, 1),
     _forward_entry(5, 1, 1),
@@ -363,4 +371,8 @@ AOT = [
     _input_grad_entry(3, 3, 3),
     _weight_grad_entry(3, 1, 1),
     _weight_grad_entry(3, 3, 3),
+    # sizes and strides of 1 become constants, which not all of Triton's operations take
+    Entry("temporal_conv (3, 1, 1), all sizes 1", lambda dtype: _ones(dtype, 3, 1, 1), (torch.bfloat16,), vectors=False),
+    Entry("temporal_conv (3, 3, 3), all sizes 1", lambda dtype: _ones(dtype, 3, 3, 3), (torch.bfloat16,), vectors=False),
+    Entry("temporal_conv weight gradient, all sizes 1", _ones, (torch.bfloat16,), vectors=False),
 ]

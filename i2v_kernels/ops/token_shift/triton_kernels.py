@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import triton
@@ -169,10 +170,18 @@ def _aot(padding: str, adjoint: bool, width: int = 768, count: int = 96) -> Entr
     return Entry(f"token_shift {padding}{' adjoint' if adjoint else ''} C{width}/{count}", launch)
 
 
+def _ones(dtype: torch.dtype, adjoint: bool) -> Launch:
+    x = torch.empty(1, 1, 1, 1, dtype=dtype, device="meta")
+    return plan(x, x, (1,), (1,), "edge", 0, 1, adjoint)
+
+
 AOT = [
     _aot("zeros", adjoint=False),
     _aot("edge", adjoint=False),
     _aot("wrap", adjoint=False),
     _aot("edge", adjoint=True),
     _aot("zeros", adjoint=False, width=1280, count=160),
+    # sizes and strides of 1 become constants, which not all of Triton's operations take
+    Entry("token_shift, all sizes 1", partial(_ones, adjoint=False), (torch.bfloat16,), vectors=False),
+    Entry("token_shift adjoint, all sizes 1", partial(_ones, adjoint=True), (torch.bfloat16,), vectors=False),
 ]
