@@ -16,7 +16,7 @@ def load() -> tuple[Any, str | None]:
         return importlib.import_module("i2v_kernels._C"), None
     except ModuleNotFoundError:
         return None, (
-            "the C++ extension is not built (a C++17 compiler is needed; I2V_KERNELS_NO_EXTENSION=1 installs without)"
+            "the C++ extension is not built (a C++20 compiler is needed; I2V_KERNELS_NO_EXTENSION=1 installs without)"
         )
     except ImportError as error:
         return None, f"the C++ extension does not load: {error}"

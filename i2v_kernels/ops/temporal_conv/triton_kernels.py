@@ -324,7 +324,7 @@ def backward(
     return dx, dweight, dbias
 
 
-def _meta(dtype: torch.dtype, kernel: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _meta(dtype: torch.dtype, kernel: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     x = torch.empty(8, 8, 197, 384, dtype=dtype, device="meta")  # ST-Adapter on ViT-B/16
     return x, torch.empty(384, 1, *kernel, dtype=dtype, device="meta"), torch.empty(384, dtype=dtype, device="meta")
 

@@ -124,7 +124,7 @@ def plan(
         moves.append(offset % frames if padding == "wrap" else max(-frames, min(offset, frames)))
     if not ends:
         ends, moves = [0], [0]
-    constexprs = {"ENDS": tuple(ends), "OFFSETS": tuple(moves), "G": len(ends)}
+    constexprs: dict[str, Any] = {"ENDS": tuple(ends), "OFFSETS": tuple(moves), "G": len(ends)}
     kernel = token_shift_kernel
     if adjoint and padding == "edge":
         kernel = token_shift_edge_adjoint_kernel
@@ -132,7 +132,7 @@ def plan(
     else:
         constexprs["PADDING"] = padding
     constexprs["BN"], constexprs["BC"] = tile(tokens, width, x.element_size())
-    args = {"x": x, "y": y, "T": frames, "N": tokens, "C": width, "start": start, "stop": stop}
+    args: dict[str, Any] = {"x": x, "y": y, "T": frames, "N": tokens, "C": width, "start": start, "stop": stop}
     for name, tensor in (("x", x), ("y", y)):
         args.update(zip((f"s_{name}b", f"s_{name}t", f"s_{name}n"), tensor.stride()))
     programs = batch * frames * cdiv(tokens, constexprs["BN"]) * cdiv(width, constexprs["BC"])
