@@ -23,6 +23,10 @@ from i2v_models.train import pick_device
 STAGES = 5
 
 
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
 class Demo:
     """The stages in their order; ``results`` grows into ``results.json``."""
 
@@ -37,13 +41,10 @@ class Demo:
     def stage(self, title: str) -> Iterator[None]:
         self.stage_number += 1
         started = time.perf_counter()
-        self.say(f"\n[{self.stage_number}/{STAGES}] {title}")
+        minutes, seconds = divmod(int(started - self.begun), 60)
+        say(f"\n{minutes}:{seconds:02d}  [{self.stage_number}/{STAGES}] {title}")
         yield
         self.results["stage_seconds"][title] = round(time.perf_counter() - started, 1)
-
-    def say(self, text: str) -> None:
-        minutes, seconds = divmod(int(time.perf_counter() - self.begun), 60)
-        print(text.replace("\n[", f"\n{minutes}:{seconds:02d}  [") if text.startswith("\n[") else text, flush=True)
 
     def run(self) -> bool:
         """Everything; whether the claims hold. ``quick`` makes none."""
@@ -58,11 +59,11 @@ class Demo:
         with self.stage("Real clips"):
             self.results["real_clips"] = [full_size.describe(path, models["aim"]) for path in real]
             for clip in self.results["real_clips"]:
-                self.say(report.clip_text(clip))
+                say(report.clip_text(clip))
         with self.stage("One training step at full size, ViT-B/16"):
             seconds, rounds = full_size.time_steps(real[0], self.device, seed=self.seed, quick=self.quick)
             self.results |= {"step_seconds": seconds, "rounds": rounds}
-            self.say(report.steps_table(seconds))
+            say(report.steps_table(seconds))
         self.results["claims"] = [] if self.quick else report.claims(self.results["methods"])
         self.results["seconds"] = round(time.perf_counter() - self.begun, 1)
         self.save(predictions)
@@ -73,7 +74,7 @@ class Demo:
         config = replace(config, seed=self.seed)
         fresh = data.write(self.out / "data", config)
         self.results["test_clips"] = config.test
-        self.say(
+        say(
             f"{config.train} clips to train on, {config.test} of other digits to test on"
             f"{'' if fresh else ' (already there)'}: {self.out / 'data'}"
         )
@@ -83,12 +84,12 @@ class Demo:
 
         def progress(step: int, loss: float) -> None:
             if step % max(1, config.steps // 6) == 0:
-                self.say(f"step {step:4d} of {config.steps}   loss {loss:.2f}")
+                say(f"step {step:4d} of {config.steps}   loss {loss:.2f}")
 
         clip_model, found = stills.get(self.out, config, self.device, progress)
         shares = stills.accuracy(clip_model)
         self.results["stills"] = shares
-        self.say(
+        say(
             f"{'(trained before) ' if found else ''}unseen digits, read by choosing a caption: "
             + ", ".join(f"{family} {report.percent(share)}" for family, share in shares.items())
         )
@@ -102,7 +103,7 @@ class Demo:
                 recipe = replace(recipe, steps=2)
             models[name], row, predictions[name] = self.row(transfer, recipe)
             self.results["methods"][name] = row
-        self.say(report.methods_table(self.results["methods"]))
+        say(report.methods_table(self.results["methods"]))
         return models, predictions
 
     def row(self, transfer: Transfer, recipe: Recipe) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
@@ -118,7 +119,7 @@ class Demo:
             "clips_per_second_plain": plain and plain.clips_per_second,
             "decode_share": ours.decode_share,
         }
-        self.say(
+        say(
             f"{recipe.title}: {report.percent(ours.accuracy)}"
             + (f" with the kernels, {report.percent(plain.accuracy)} without" if plain else "")
         )
@@ -128,7 +129,7 @@ class Demo:
         write_json(self.out / "results.json", self.results)
         with replacing(self.out / "table.md") as temporary:
             temporary.write_text(report.markdown(self.results))
-        picture.draw(self.out / "demo.png", self.results, predictions, data.MOTIONS)
+        picture.draw(self.out / "demo.png", self.results, predictions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,15 +145,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FileNotFoundError, VideoError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    say("")
     for claim in demo.results["claims"]:
-        print(f"{'ok ' if claim['holds'] else 'NO '} {claim['claim']}: {claim['found']}")
-    print(f"\n{demo.results['seconds']:.0f} seconds. Written: {', '.join(str(arguments.out / n) for n in WRITTEN)}")
+        say(f"{'ok ' if claim['holds'] else 'NO '} {claim['claim']}: {claim['found']}")
+    written = ", ".join(str(arguments.out / name) for name in ("demo.png", "table.md", "results.json"))
+    say(f"{demo.results['seconds']:.0f} seconds. Written: {written}")
     if not held:
         print("demo: what is marked NO above does not hold", file=sys.stderr)
     return 0 if held else 1
 
-
-WRITTEN = ("demo.png", "table.md", "results.json")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -96,7 +96,7 @@ def train(config: StillsConfig, device: torch.device, progress: Callable[[int, f
     random = torch.Generator().manual_seed(config.seed)
     for step in range(config.steps):
         # digits are first learned in the middle and then further and further away, which is much quicker
-        reach = REACH * min(1.0, 0.1 + 1.5 * step / config.steps)
+        reach = REACH * min(1.0, max(0.1, 1.8 * step / config.steps - 0.25))
         batch = draw("train", config.batch_size, random, reach)
         scores = logits(model, tokens, batch.frames)
         loss = sum(
