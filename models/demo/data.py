@@ -30,7 +30,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 PAIRS = (
     ("right", "left", (1.0, 0.0)),
     ("up", "down", (0.0, -1.0)),
-    ("up_right", "down_left", (0.7, -0.7)),
+    ("up_right", "down_left", (0.85, -0.85)),
     ("growing", "shrinking", (0.0, 0.0)),
 )
 MOTIONS = tuple(sorted(name for forward, backward, _ in PAIRS for name in (forward, backward)))
@@ -40,7 +40,7 @@ MOTIONS = tuple(sorted(name for forward, backward, _ in PAIRS for name in (forwa
 class DataConfig:
     """``train`` and ``test`` clips; both are multiples of 8, a clip and its reversal of each of the four kinds."""
 
-    train: int = 2048
+    train: int = 4096
     test: int = 512
     seed: int = 0
 
@@ -79,7 +79,7 @@ def trajectories(count: int, direction: tuple[float, float], random: torch.Gener
     draw = uniform(count, random)
     time = torch.linspace(-0.5, 0.5, FRAMES)
     x, y = (draw(SIZE / 2 - 3, SIZE / 2 + 3)[:, None].expand(-1, FRAMES) for _ in range(2))
-    travel, size = draw(9, 14)[:, None] * time, draw(12, 15)[:, None].expand(-1, FRAMES)
+    travel, size = draw(11, 14)[:, None] * time, draw(12, 15)[:, None].expand(-1, FRAMES)
     if direction == (0.0, 0.0):
         return x, y, size + 0.8 * travel
     return x + direction[0] * travel, y + direction[1] * travel, size

@@ -24,21 +24,41 @@ class Recipe:
 
     title: str
     method: str
+    note: str
     steps: int = 0
     lr: float = 1e-2
     options: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
     twin: bool = True  # it has a temporal module, so that it can be computed without the kernels too
 
 
 RECIPES = {
-    "zero_shot": Recipe("CLIP frame mean, zero-shot", "frame_mean", note="order-blind, nothing trained", twin=False),
-    "frame_mean": Recipe(
-        "CLIP frame mean + linear head", "frame_mean", steps=150, note="order-blind: half is its limit", twin=False
+    "zero_shot": Recipe(
+        "CLIP frame mean, zero-shot",
+        "frame_mean",
+        note="nothing is trained; the captions of the motions are the classifier; blind to the order of frames",
+        twin=False,
     ),
-    "tokshift": Recipe("TokShift + linear head", "tokshift", steps=150, note="published: the backbone trains as well"),
-    "st_adapter": Recipe("ST-Adapter", "st_adapter", steps=400, options={"width": 96}, note="temporal convolution"),
-    "aim": Recipe("AIM", "aim", steps=400, note="temporal attention"),
+    "frame_mean": Recipe(
+        "CLIP frame mean + linear head",
+        "frame_mean",
+        steps=150,
+        note="only the head is trained; blind to the order of frames",
+        twin=False,
+    ),
+    "tokshift": Recipe(
+        "TokShift + linear head",
+        "tokshift",
+        steps=150,
+        note="only the head is trained here, on a frozen backbone; as published, all of the backbone is",
+    ),
+    "st_adapter": Recipe(
+        "ST-Adapter",
+        "st_adapter",
+        steps=400,
+        options={"width": 96},
+        note="adapters with a depthwise temporal convolution, and a linear head",
+    ),
+    "aim": Recipe("AIM", "aim", steps=600, lr=5e-3, note="the frozen attention run over time, adapters, and a linear head"),
 }
 
 
