@@ -60,6 +60,9 @@ void for_dtype(ScalarType dtype, Body body) {
   }
 }
 
+// Whether traffic of so many bytes leaves nothing of itself in a usual last-level cache.
+inline bool exceeds_cache(int64_t bytes) { return bytes > (32 << 20); }
+
 // Work is cut into pieces that depend on the shape alone, so that sums come out the same for any number of threads.
 inline int64_t piece_count(int64_t items, int64_t bytes_per_item, int64_t most = 128) {
   const int64_t worthwhile = items * bytes_per_item / (64 << 10);  // below 64 KiB a thread costs more than it saves

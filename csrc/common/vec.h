@@ -89,6 +89,20 @@ I2V_INLINE void store(fp16* p, Vec<float> x) {
 #endif
 }
 
+// Around the cache where asked to and possible: no reading of what is overwritten, nothing pushed out.
+template <typename T>
+I2V_INLINE void store_or_stream(T* p, Vec<accumulate_t<T>> x, bool past_cache) {
+#if I2V_ISA >= I2V_ISA_AVX512
+  if constexpr (sizeof(T) >= 4) {
+    if (past_cache && reinterpret_cast<uintptr_t>(p) % 64 == 0) {
+      _mm512_stream_ps(reinterpret_cast<float*>(p), (__m512)x);
+      return;
+    }
+  }
+#endif
+  store(p, x);
+}
+
 // The first `count` lanes, the others zero.
 template <typename T>
 I2V_INLINE Vec<accumulate_t<T>> load_part(const T* p, int64_t count) {

@@ -10,6 +10,7 @@ struct Problem {
   const bool* mask;        // [B, T]
   double scale;
   bool causal;
+  bool past_cache;  // what is read and written exceeds a usual last-level cache: write around it (rows of 16 bits are too short)
 };
 
 }  // namespace i2v
@@ -27,7 +28,7 @@ Problem describe(const Tensor& q, const Tensor& k, const Tensor& v, const std::o
   check_like(k, q, "k");
   check_like(v, q, "v");
   Problem p{q.size(0), q.size(1), q.size(2), q.size(3), q.size(4), View<4>(q), View<4>(k), View<4>(v), {}, {}, {}, {}, {},
-            nullptr, nullptr, scale, causal};
+            nullptr, nullptr, scale, causal, false};
   const ScalarType sums = q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   if (bias) check_contiguous(*bias, p.heads * p.frames * p.frames, sums, "bias");
   if (mask) {
@@ -52,6 +53,7 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::opt
   Problem p = describe(q, k, v, bias, mask, scale, causal);
   check_like(out, q, "out");
   p.out = View<4>(out);
+  p.past_cache = q.element_size() >= 4 && exceeds_cache(4 * q.numel() * q.element_size());
   for_dtype(q.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const auto lanes = lanes_of_bias<T>(p, bias);
@@ -71,6 +73,7 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
   check_like(dk, q, "dk");
   check_like(dv, q, "dv");
   p.grad = View<4>(grad), p.dq = View<4>(dq), p.dk = View<4>(dk), p.dv = View<4>(dv);
+  p.past_cache = q.element_size() >= 4 && exceeds_cache(7 * q.numel() * q.element_size());
   const bool want_bias = bias && dbias.numel() > 0;
   if (want_bias) check_like(dbias, *bias, "dbias");
   for_dtype(q.scalar_type(), [&](auto* type) {

@@ -102,7 +102,7 @@ I2V_INLINE void softmax(const Layout<A>& l, const A* lane_frame, A scale, const 
 // out[r] = scale * sum_c weight[r * row_step + c * column_step] * in[c], for NV vectors of the dimension from d on.
 template <int NV, typename T, typename A>
 I2V_INLINE void mix_columns(const Layout<A>& l, const A* weight, int64_t row_step, int64_t column_step, const A* in, A scale,
-                            T* out, int64_t out_stride, int64_t d) {
+                            T* out, int64_t out_stride, int64_t d, bool past_cache) {
   constexpr int W = Layout<A>::W, R = 4;
   for (int64_t r0 = 0; r0 < l.frames; r0 += R) {
     Vec<A> sum[R][NV] = {};
@@ -122,7 +122,7 @@ I2V_INLINE void mix_columns(const Layout<A>& l, const A* weight, int64_t row_ste
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         const int64_t left = l.dim - d - v * W;
-        if (left >= W) store(row + v * W, sum[r][v] * scale);
+        if (left >= W) store_or_stream(row + v * W, sum[r][v] * scale, past_cache);
         else if (left > 0) store_part(row + v * W, sum[r][v] * scale, left);
       }
     }
@@ -131,12 +131,12 @@ I2V_INLINE void mix_columns(const Layout<A>& l, const A* weight, int64_t row_ste
 
 template <typename T, typename A>
 I2V_INLINE void mix(const Layout<A>& l, const A* weight, int64_t row_step, int64_t column_step, const A* in, A scale, T* out,
-                    int64_t out_stride) {
+                    int64_t out_stride, bool past_cache) {
   constexpr int W = Layout<A>::W, most = I2V_VECTOR_BYTES == 64 ? 4 : 2;  // 4 x most sums in registers
   int64_t d = 0;
   for (; d + most * W <= l.padded_dim; d += most * W)
-    mix_columns<most>(l, weight, row_step, column_step, in, scale, out, out_stride, d);
-  for (; d < l.padded_dim; d += W) mix_columns<1>(l, weight, row_step, column_step, in, scale, out, out_stride, d);
+    mix_columns<most>(l, weight, row_step, column_step, in, scale, out, out_stride, d, past_cache);
+  for (; d < l.padded_dim; d += W) mix_columns<1>(l, weight, row_step, column_step, in, scale, out, out_stride, d, past_cache);
 }
 
 template <typename T>
@@ -153,6 +153,7 @@ I2V_INLINE int64_t next_group(const Problem& p, const Layout<A>& l, const View<4
 // Lines that are soon to be written: their old contents come while other work goes on.
 template <typename T>
 I2V_INLINE void expect_writes(const Problem& p, const View<4>& x, int64_t b, int64_t n, int64_t h) {
+  if (p.past_cache) return;
   for (int64_t t = 0; t < p.frames; ++t)
     for (int64_t d = 0; d < p.dim; d += 64 / sizeof(T)) __builtin_prefetch(at<T>(x, b, n, h) + t * x.stride[1] + d, 1, 3);
 }
@@ -237,7 +238,7 @@ void forward(const Problem& p, int64_t begin, int64_t end) {
       for (int64_t g = 0; g < count; ++g) {
         copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v + g * l.sequence());
         mix(l, scores + g * l.padded_frames, 1, l.lane_count, v + g * l.sequence(), A(1), at<T>(p.out, b, n, h + g),
-            p.out.stride[1]);
+            p.out.stride[1], p.past_cache);
       }
     }
   }
@@ -268,10 +269,10 @@ void backward(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
         const A *pr = probs + g * l.padded_frames, *ds = dscores + g * l.padded_frames;
         const int64_t s = g * l.sequence(), step = l.lane_count;
         expect_writes<T>(p, p.dk, b, n, h + g);
-        mix(l, pr, step, 1, grad + s, A(1), at<T>(p.dv, b, n, h + g), p.dv.stride[1]);
+        mix(l, pr, step, 1, grad + s, A(1), at<T>(p.dv, b, n, h + g), p.dv.stride[1], p.past_cache);
         expect_writes<T>(p, p.dq, b, n, h + g);
-        mix(l, ds, step, 1, q + s, A(p.scale), at<T>(p.dk, b, n, h + g), p.dk.stride[1]);
-        mix(l, ds, 1, step, k + s, A(p.scale), at<T>(p.dq, b, n, h + g), p.dq.stride[1]);
+        mix(l, ds, step, 1, q + s, A(p.scale), at<T>(p.dk, b, n, h + g), p.dk.stride[1], p.past_cache);
+        mix(l, ds, 1, step, k + s, A(p.scale), at<T>(p.dq, b, n, h + g), p.dq.stride[1], p.past_cache);
         if (bias_grad) add_bias_gradient(l, ds, static_cast<A*>(bias_grad) + (h + g) * p.frames * p.frames);
       }
     }

@@ -9,6 +9,7 @@ struct Problem {
   int64_t batch, frames, tokens, channels;
   int64_t kt, kh, kw, height, width, prefix;
   bool copy_prefix;
+  bool past_cache;  // what is read and written exceeds a usual last-level cache: write around it
   View<3> x, out, grad;
   const void* taps;  // [kt * kh * kw, C], in the type of the sums
   const void* bias;  // [C], likewise
@@ -29,7 +30,7 @@ Problem describe(const Tensor& x, const std::vector<int64_t>& kernel, int64_t he
   STD_TORCH_CHECK(prefix >= 0 && prefix + height * width == x.size(2), "temporal_conv: prefix + H * W is not N");
   check_like(x, x, "x");
   return {x.size(0), x.size(1), x.size(2), x.size(3), kernel[0], kernel[1], kernel[2], height,
-          width,     prefix,    copy_prefix, View<3>(x), {},        {},        nullptr,   nullptr};
+          width,     prefix,    copy_prefix, exceeds_cache(2 * x.numel() * x.element_size()), View<3>(x), {},        {},        nullptr,   nullptr};
 }
 
 template <typename T>

@@ -37,7 +37,7 @@ I2V_INLINE void gather(const Problem& p, int64_t b, int64_t t, int64_t n, Taps<T
 }
 
 template <int NV, typename T>
-I2V_INLINE void convolve_vectors(const Taps<T>& taps, const accumulate_t<T>* bias, T* out, int64_t c) {
+I2V_INLINE void convolve_vectors(const Taps<T>& taps, const accumulate_t<T>* bias, T* out, int64_t c, bool past_cache) {
   using A = accumulate_t<T>;
   constexpr int W = lanes<A>;
   Vec<A> sum[NV] = {};
@@ -49,7 +49,7 @@ I2V_INLINE void convolve_vectors(const Taps<T>& taps, const accumulate_t<T>* bia
     for (int v = 0; v < NV; ++v) sum[v] += load(taps.weight[i] + c + v * W) * load(taps.x[i] + c + v * W);
   }
 #pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) store(out + c + v * W, sum[v]);
+  for (int v = 0; v < NV; ++v) store_or_stream(out + c + v * W, sum[v], past_cache);
 }
 
 template <typename T>
@@ -58,8 +58,8 @@ I2V_INLINE void convolve_row(const Problem& p, const Taps<T>& taps, T* out) {
   constexpr int W = lanes<A>;
   const A* bias = static_cast<const A*>(p.bias);
   int64_t c = 0;
-  for (; c + 4 * W <= p.channels; c += 4 * W) convolve_vectors<4>(taps, bias, out, c);
-  for (; c + W <= p.channels; c += W) convolve_vectors<1>(taps, bias, out, c);
+  for (; c + 4 * W <= p.channels; c += 4 * W) convolve_vectors<4>(taps, bias, out, c, p.past_cache);
+  for (; c + W <= p.channels; c += W) convolve_vectors<1>(taps, bias, out, c, p.past_cache);
   if (const int64_t left = p.channels - c; left > 0) {
     Vec<A> sum = bias ? load_part(bias + c, left) : Vec<A>{};
     for (int64_t i = 0; i < taps.count; ++i) sum += load_part(taps.weight[i] + c, left) * load_part(taps.x[i] + c, left);

@@ -44,7 +44,7 @@ void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channel
                   x.size(3),     start,          stop,
                   View<3>(x),    View<3>(out),   groups.data(),
                   static_cast<int64_t>(groups.size()), static_cast<shift::Padding>(padding), adjoint,
-                  2 * bytes > (32 << 20)};
+                  exceeds_cache(2 * bytes)};
   for_dtype(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const auto kernel = I2V_PICK(shift_rows, T);

@@ -45,26 +45,48 @@ I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t first, int
   }
 }
 
+// Channels [first, first + count) of an output frame: the sum over the frames [from, to) of the input, none for zeros.
+struct Run {
+  int64_t first, count, from, to;
+};
+
+I2V_INLINE int64_t runs_of_frame(const Problem& p, int64_t t, Run* runs) {
+  int64_t c = 0;
+  for (int64_t g = 0; g < p.group_count; c = p.groups[g++].stop) {
+    const int64_t offset = p.groups[g].offset;
+    runs[g] = {c, p.groups[g].stop - c, 0, 0};
+    if (p.adjoint && p.padding == shift::edge) {
+      shift::edge_readers(t, offset, p.frames, runs[g].from, runs[g].to);
+    } else {
+      const int64_t from = shift::source_frame(t, p.adjoint ? -offset : offset, p.frames, p.padding);
+      if (from >= 0) runs[g].from = from, runs[g].to = from + 1;
+    }
+  }
+  runs[p.group_count] = {c, p.channels - c, t, t + 1};
+  return p.group_count + 1;
+}
+
+// Rows (b, t, n): what depends on the frame alone is found once for the tokens of a frame.
 template <typename T>
 void shift_rows(const Problem& p, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t n = row % p.tokens, t = row / p.tokens % p.frames, b = row / p.tokens / p.frames;
-    const T* clip = reinterpret_cast<const T*>(p.x.data) + b * p.x.stride[0] + n * p.x.stride[2];
-    T* out = reinterpret_cast<T*>(p.out.data) + b * p.out.stride[0] + t * p.out.stride[1] + n * p.out.stride[2];
-    const int64_t stride = p.x.stride[1];
-    int64_t c = 0;
-    for (int64_t g = 0; g < p.group_count && n >= p.start && n < p.stop; c = p.groups[g++].stop) {
-      const int64_t count = p.groups[g].stop - c, offset = p.groups[g].offset;
-      if (p.adjoint && p.padding == shift::edge) {
-        int64_t first, last;
-        shift::edge_readers(t, offset, p.frames, first, last);
-        sum_run(out + c, clip + c, stride, first, last, count);
+  const int64_t stride = p.x.stride[1];
+  Scratch<Run> runs(p.group_count + 1);
+  for (int64_t row = begin; row < end;) {
+    const int64_t first = row % p.tokens, t = row / p.tokens % p.frames, b = row / p.tokens / p.frames;
+    const int64_t last = std::min(p.tokens, first + end - row), count = runs_of_frame(p, t, runs.data());
+    for (int64_t n = first; n < last; ++n, ++row) {
+      const T* clip = reinterpret_cast<const T*>(p.x.data) + b * p.x.stride[0] + n * p.x.stride[2];
+      T* out = reinterpret_cast<T*>(p.out.data) + b * p.out.stride[0] + t * p.out.stride[1] + n * p.out.stride[2];
+      if (n < p.start || n >= p.stop) {
+        copy_run(out, clip + t * stride, p.channels, p.past_cache);
         continue;
       }
-      const int64_t from = shift::source_frame(t, p.adjoint ? -offset : offset, p.frames, p.padding);
-      if (from < 0) std::memset(static_cast<void*>(out + c), 0, count * sizeof(T));
-      else copy_run(out + c, clip + from * stride + c, count, p.past_cache);
+      for (const Run* run = runs.data(); run != runs.data() + count; ++run) {
+        T* to = out + run->first;
+        const T* from = clip + run->first;
+        if (run->to - run->from == 1) copy_run(to, from + run->from * stride, run->count, p.past_cache);
+        else sum_run(to, from, stride, run->from, run->to, run->count);
+      }
     }
-    copy_run(out + c, clip + t * stride + c, p.channels - c, p.past_cache);
   }
 }

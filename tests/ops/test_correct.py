@@ -103,6 +103,14 @@ def test_same_bits_for_any_number_of_threads(info):
 
 
 @needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("info", OPINFOS, ids=str)
+def test_larger_than_the_cache(info, dtype):
+    """Calls of this size are written around the cache."""
+    compare(info, info.models(4)[0], dtype, "cpu")
+
+
+@needs_extension
 @pytest.mark.parametrize("info", OPINFOS, ids=str)
 def test_more_rows_than_other_kernels_can_count(info):
     """65,535 is where libraries that count batches in the second grid dimension stop."""
