@@ -1,7 +1,13 @@
-"""Interleaved timing: every candidate once a round, so that a disturbance meets all; medians and spread over the rounds."""
+"""Interleaved timing: every candidate once a round, so that a disturbance meets all; medians and spread over the rounds.
+
+A turn is one call that is not measured, which finds the interpreter and the caches as another candidate left them, and one
+that is: what a loop over the call alone measures, as ``torch.utils.benchmark`` does, but side by side.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -21,17 +27,21 @@ class Timing:
 
 def interleaved(candidates: dict[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Timing]:
     """Time each candidate for about ``seconds`` altogether, at least 7 rounds; on a GPU by events around 10 launches."""
+    _keep_freed_memory()
     once = _once_on_gpu if device == "cuda" else _once_on_cpu
     cost = {}
     for name, call in candidates.items():
         call()
         call()
         cost[name] = once(call)
-    rounds = int(min(max(seconds * 1e3 / sum(cost.values()), 7), 200))
+    rounds = int(min(max(seconds * 1e3 / (2 * sum(cost.values())), 7), 200))
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for i in range(rounds):
-        names = list(candidates)
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+    shuffle = random.Random(0).shuffle  # no candidate is always the one after the same other
+    names = list(candidates)
+    for _ in range(rounds):
+        shuffle(names)
+        for name in names:
+            candidates[name]()
             times[name].append(once(candidates[name]))
     return {name: _summary(values) for name, values in times.items()}
 
@@ -43,12 +53,22 @@ def copy_ceiling(tensor: torch.Tensor, seconds: float = 1.0) -> float:
     return 2 * tensor.numel() * tensor.element_size() / timing.median * 1e3
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc give no freed memory back: page faults at the next call's output would cost more than any op here."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+
+
 def _summary(values: list[float]) -> Timing:
     ordered = sorted(values)
     return Timing(statistics.median(ordered), ordered[len(ordered) // 5], ordered[-1 - len(ordered) // 5])
 
 
 def _once_on_cpu(call: Callable[[], object]) -> float:
+    torch.empty(1 << 14)  # makes glibc sort its free blocks: every candidate then gets the one freed last, warm in the cache
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1e3

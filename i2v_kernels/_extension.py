@@ -6,7 +6,7 @@ import importlib
 from functools import cache
 from typing import Any
 
-import torch  # noqa: F401  (its shared libraries must be loaded before ours)
+import torch  # (its shared libraries must be loaded before ours)
 
 
 @cache
@@ -22,11 +22,19 @@ def load() -> tuple[Any, str | None]:
         return None, f"the C++ extension does not load: {error}"
 
 
+@cache
+def compiled(name: str) -> Any:
+    """The compiled kernels' entry point of that name: they fill outputs allocated by the caller."""
+    return getattr(torch.ops.i2v_kernels_C, name).default
+
+
+@cache
 def why_no_cpu() -> str | None:
     """None if the C++ kernels for CPUs are there, else the reason."""
     return load()[1]
 
 
+@cache
 def why_no_cuda() -> str | None:
     """None if the CUDA C++ kernels are there, else the reason."""
     module, reason = load()

@@ -7,13 +7,16 @@
 
 namespace i2v {
 
+// Channels [first, first + count) of an output frame: the sum over `frames` frames of the input, none for zeros.
+struct Run {
+  int64_t first, count, from, frames;
+};
+
 struct Problem {
   int64_t batch, frames, tokens, channels, start, stop;
   View<3> x, out;
-  const shift::Group* groups;
-  int64_t group_count;
-  shift::Padding padding;
-  bool adjoint;
+  const Run* runs;  // [frames, run_count]: the groups' and one for the channels that stay
+  int64_t run_count;
   bool past_cache;  // input and output together exceed a usual last-level cache: write around it
 };
 
@@ -25,6 +28,22 @@ struct Problem {
 namespace i2v {
 namespace {
 
+std::vector<Run> runs_of(const std::vector<int64_t>& channels, const std::vector<int64_t>& offsets, shift::Padding padding,
+                         bool adjoint, int64_t frames, int64_t all_channels) {
+  std::vector<Run> runs;
+  for (int64_t t = 0; t < frames; ++t) {
+    int64_t first = 0;
+    for (size_t g = 0; g < channels.size(); first += channels[g++]) {
+      const int64_t offset = shift::normal_offset(offsets[g], frames, padding);
+      int64_t from = shift::source_frame(t, adjoint ? -offset : offset, frames, padding), to = from + 1;
+      if (adjoint && padding == shift::edge) shift::edge_readers(t, offset, frames, from, to);
+      if (from < 0) from = to;
+      runs.push_back({first, channels[g], from, to - from});
+    }
+    runs.push_back({first, all_channels - first, t, 1});
+  }
+  return runs;
+}
 
 void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channels, const std::vector<int64_t> offsets,
                  int64_t padding, int64_t start, int64_t stop, bool adjoint) {
@@ -33,18 +52,14 @@ void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channel
   STD_TORCH_CHECK(padding >= 0 && padding <= 2, "token_shift: padding ", padding, " is unknown");
   check_like(x, x, "x");
   check_like(out, x, "out");
-  std::vector<shift::Group> groups;
-  int64_t end = 0;
-  for (size_t i = 0; i < channels.size(); ++i)
-    groups.push_back({end += std::max<int64_t>(channels[i], 0),
-                      shift::normal_offset(offsets[i], x.size(1), static_cast<shift::Padding>(padding))});
-  STD_TORCH_CHECK(end <= x.size(3), "token_shift: the groups name ", end, " of ", x.size(3), " channels");
-  const int64_t bytes = x.numel() * x.element_size();
-  const Problem p{x.size(0),     x.size(1),      x.size(2),
-                  x.size(3),     start,          stop,
-                  View<3>(x),    View<3>(out),   groups.data(),
-                  static_cast<int64_t>(groups.size()), static_cast<shift::Padding>(padding), adjoint,
-                  exceeds_cache(2 * bytes)};
+  int64_t named = 0;
+  for (const int64_t count : channels) {
+    STD_TORCH_CHECK(count >= 0 && count <= x.size(3) - named, "token_shift: the groups name more than ", x.size(3), " channels");
+    named += count;
+  }
+  const auto runs = runs_of(channels, offsets, static_cast<shift::Padding>(padding), adjoint, x.size(1), x.size(3));
+  const Problem p{x.size(0), x.size(1), x.size(2), x.size(3), start, stop, View<3>(x), View<3>(out), runs.data(),
+                  static_cast<int64_t>(channels.size()) + 1, exceeds_cache(2 * x.numel() * x.element_size())};
   for_dtype(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const auto kernel = I2V_PICK(shift_rows, T);

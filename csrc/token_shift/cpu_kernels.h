@@ -28,15 +28,15 @@ I2V_INLINE void copy_run(T* to, const T* from, int64_t count, bool past_cache) {
   }
 }
 
-// to = the sum of the rows frame 0, 1, ... of `from` that read this frame.
+// to = the sum of `frames` frames of `from`: of those that read this one.
 template <typename T>
-I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t first, int64_t last, int64_t count) {
+I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t frames, int64_t count) {
   using A = accumulate_t<T>;
   constexpr int W = lanes<A>;
   for (int64_t c = 0; c < count; c += W) {
     const int64_t left = count - c;
     Vec<A> sum = {};
-    for (int64_t t = first; t < last; ++t) {
+    for (int64_t t = 0; t < frames; ++t) {
       const T* row = from + t * stride + c;
       sum += left >= W ? load(row) : load_part(row, left);
     }
@@ -45,35 +45,20 @@ I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t first, int
   }
 }
 
-// Channels [first, first + count) of an output frame: the sum over the frames [from, to) of the input, none for zeros.
-struct Run {
-  int64_t first, count, from, to;
-};
-
-I2V_INLINE int64_t runs_of_frame(const Problem& p, int64_t t, Run* runs) {
-  int64_t c = 0;
-  for (int64_t g = 0; g < p.group_count; c = p.groups[g++].stop) {
-    const int64_t offset = p.groups[g].offset;
-    runs[g] = {c, p.groups[g].stop - c, 0, 0};
-    if (p.adjoint && p.padding == shift::edge) {
-      shift::edge_readers(t, offset, p.frames, runs[g].from, runs[g].to);
-    } else {
-      const int64_t from = shift::source_frame(t, p.adjoint ? -offset : offset, p.frames, p.padding);
-      if (from >= 0) runs[g].from = from, runs[g].to = from + 1;
-    }
-  }
-  runs[p.group_count] = {c, p.channels - c, t, t + 1};
-  return p.group_count + 1;
+// Runs that come from several frames are too short for the processor to foresee: ask for those of a later row.
+template <typename T>
+I2V_INLINE void fetch_run(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
 }
 
-// Rows (b, t, n): what depends on the frame alone is found once for the tokens of a frame.
+// Rows (b, t, n).
 template <typename T>
 void shift_rows(const Problem& p, int64_t begin, int64_t end) {
   const int64_t stride = p.x.stride[1];
-  Scratch<Run> runs(p.group_count + 1);
   for (int64_t row = begin; row < end;) {
     const int64_t first = row % p.tokens, t = row / p.tokens % p.frames, b = row / p.tokens / p.frames;
-    const int64_t last = std::min(p.tokens, first + end - row), count = runs_of_frame(p, t, runs.data());
+    const int64_t last = std::min(p.tokens, first + end - row);
+    const Run* runs = p.runs + t * p.run_count;
     for (int64_t n = first; n < last; ++n, ++row) {
       const T* clip = reinterpret_cast<const T*>(p.x.data) + b * p.x.stride[0] + n * p.x.stride[2];
       T* out = reinterpret_cast<T*>(p.out.data) + b * p.out.stride[0] + t * p.out.stride[1] + n * p.out.stride[2];
@@ -81,11 +66,14 @@ void shift_rows(const Problem& p, int64_t begin, int64_t end) {
         copy_run(out, clip + t * stride, p.channels, p.past_cache);
         continue;
       }
-      for (const Run* run = runs.data(); run != runs.data() + count; ++run) {
-        T* to = out + run->first;
-        const T* from = clip + run->first;
-        if (run->to - run->from == 1) copy_run(to, from + run->from * stride, run->count, p.past_cache);
-        else sum_run(to, from, stride, run->from, run->to, run->count);
+      for (const Run* run = runs; run != runs + p.run_count; ++run) {
+        const T* from = clip + run->from * stride + run->first;
+        if (run->frames == 1) {
+          if (p.past_cache) fetch_run(from + 2 * p.x.stride[2], run->count);
+          copy_run(out + run->first, from, run->count, p.past_cache);
+        } else {
+          sum_run(out + run->first, from, stride, run->frames, run->count);
+        }
       }
     }
   }

@@ -92,7 +92,10 @@ class Op:
         if self._recorder is not None:
             self._recorder.append((*args, backend or _FORCED))
             return args[0]
-        return self.forward_op(*args, backend or _FORCED)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.forward_op(*args, backend or _FORCED)
+        with torch._C._AutoDispatchBelowAutograd():  # nothing to record: spare the way through Python that would find so
+            return self.forward_op(*args, backend or _FORCED)
 
     @contextmanager
     def recording(self, calls: list[tuple[Any, ...]]) -> Iterator[None]:
@@ -117,8 +120,9 @@ class Op:
                 raise NotImplementedError(f"{self.name}: backend={requested!r} cannot run this call: {reason}")
             return self._by_name[requested]
         for name in self.preference.get(args[0].device.type, ("reference",)):
-            if self.why_not(name, args) is None:
-                return self._by_name[name]
+            backend = self._by_name[name]
+            if backend.can_run(*args) is None:
+                return backend
         raise NotImplementedError(f"{self.name}: no backend can run this call; see i2v_kernels.explain")
 
     def _forward(self, *args: Any) -> Tensor:

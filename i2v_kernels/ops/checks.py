@@ -14,10 +14,11 @@ def tensor(op: str, name: str, value: object, shape: tuple[int | None, ...], lay
         raise TypeError(f"{op}: {name} must be a torch.Tensor {layout}, got {type(value).__name__}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name}.dtype={value.dtype}, but only float64, float32, bfloat16 and float16 are supported")
-    if value.dim() != len(shape) or any(want is not None and want != got for want, got in zip(shape, value.shape)):
+    got = value.shape
+    if len(got) != len(shape) or (got != shape and any(a is not None and a != b for a, b in zip(shape, got))):
         wanted = "" if all(size is None for size in shape) else f" with sizes {tuple('*' if s is None else s for s in shape)}"
-        raise ValueError(f"{op}: {name}.shape={tuple(value.shape)}, but {layout}{wanted} is needed")
-    if value.shape[-1] > 1 and value.stride(-1) != 1:
+        raise ValueError(f"{op}: {name}.shape={tuple(got)}, but {layout}{wanted} is needed")
+    if got[-1] > 1 and value.stride(-1) != 1:
         raise ValueError(
             f"{op}: {name}.stride()={tuple(value.stride())}, but the last dimension must have stride 1; "
             f"pass {name}.contiguous() or arrange the layout so"
@@ -36,7 +37,7 @@ def same_place(op: str, name: str, value: Tensor, like: Tensor) -> None:
 
 def integer(op: str, name: str, value: object, low: int | None = None, high: int | None = None) -> int:
     """An int in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):
         raise TypeError(f"{op}: {name}={value!r} must be an int")
     if (low is not None and value < low) or (high is not None and value > high):
         raise ValueError(f"{op}: {name}={value} must lie in [{low}, {high}]")

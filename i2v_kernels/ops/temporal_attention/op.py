@@ -89,7 +89,7 @@ def _cpu_can_run(q: Tensor, *_: Any) -> str | None:
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, bias: Any, mask: Any, scale: float, causal: bool) -> Tensor:
     out = empty_dense_like(q)
-    torch.ops.i2v_kernels_C.temporal_attention(q, k, v, bias, mask, out, scale, causal)
+    _extension.compiled("temporal_attention")(q, k, v, bias, mask, out, scale, causal)
     return out
 
 
@@ -97,7 +97,7 @@ def _cpu_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Any, mask: Any, scale: float, causal: bool, bias_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outs = _empty_grads(grad, q, k, v, bias, mask, scale, causal, bias_grad)
-    torch.ops.i2v_kernels_C.temporal_attention_backward(grad, q, k, v, bias, mask, *outs, scale, causal)
+    _extension.compiled("temporal_attention_backward")(grad, q, k, v, bias, mask, *outs, scale, causal)
     return outs
 
 

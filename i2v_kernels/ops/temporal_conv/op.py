@@ -93,7 +93,7 @@ def _cpu_forward(
 ) -> Tensor:
     out = empty_dense_like(x)
     kernel = list(weight.shape[2:])
-    torch.ops.i2v_kernels_C.temporal_conv(x, _taps(weight), bias, out, kernel, height, width, prefix, prefix_mode == "copy")
+    _extension.compiled("temporal_conv")(x, _taps(weight), bias, out, kernel, height, width, prefix, prefix_mode == "copy")
     return out
 
 
@@ -104,9 +104,9 @@ def _cpu_backward(
     kernel, copy = list(weight.shape[2:]), prefix_mode == "copy"
     if wanted[0]:  # the adjoint of a "same" convolution is the convolution with the kernel turned round
         flipped = weight.flip(2, 3, 4)
-        torch.ops.i2v_kernels_C.temporal_conv(grad, _taps(flipped), None, dx, kernel, height, width, prefix, copy)
+        _extension.compiled("temporal_conv")(grad, _taps(flipped), None, dx, kernel, height, width, prefix, copy)
     if wanted[1] or wanted[2]:
-        sums = torch.ops.i2v_kernels_C.temporal_conv_weight_grad
+        sums = _extension.compiled("temporal_conv_weight_grad")
         sums(grad, x, dweight if wanted[1] else None, dbias if wanted[2] else None, kernel, height, width, prefix)
     return dx, dweight, dbias
 

@@ -50,15 +50,16 @@ def token_shift(
     checks.one_of(NAME, "padding", padding, PADDINGS)
     channels, offsets = [], []
     for i, group in enumerate(groups):
-        if not isinstance(group, Sequence) or len(group) != 2:
+        if not isinstance(group, (tuple, list)) or len(group) != 2:
             raise TypeError(f"{NAME}: groups[{i}]={group!r} must be a pair (channels, offset)")
         channels.append(checks.integer(NAME, f"groups[{i}][0]", group[0], low=0))
         offsets.append(checks.integer(NAME, f"groups[{i}][1]", group[1]))
     if sum(channels) > x.shape[3]:
         raise ValueError(f"{NAME}: groups={list(groups)!r} name {sum(channels)} channels, but x has C={x.shape[3]}")
-    start, stop = (0, x.shape[2]) if tokens is None else tokens
-    checks.integer(NAME, "tokens[0]", start, low=0, high=x.shape[2])
-    checks.integer(NAME, "tokens[1]", stop, low=start, high=x.shape[2])
+    start, stop = 0, x.shape[2]
+    if tokens is not None:
+        start = checks.integer(NAME, "tokens[0]", tokens[0], low=0, high=stop)
+        stop = checks.integer(NAME, "tokens[1]", tokens[1], low=start, high=stop)
     return _OP(x, channels, offsets, padding, start, stop, backend=backend)
 
 
@@ -70,13 +71,13 @@ def _cpu_can_run(x: Tensor, *_: Any) -> str | None:
 
 def _compiled_forward(x: Tensor, channels: Any, offsets: Any, padding: str, start: int, stop: int) -> Tensor:
     out = empty_dense_like(x)
-    torch.ops.i2v_kernels_C.token_shift(x, out, channels, offsets, PADDINGS.index(padding), start, stop, False)
+    _extension.compiled("token_shift")(x, out, channels, offsets, PADDINGS.index(padding), start, stop, False)
     return out
 
 
 def _compiled_backward(grad: Tensor, channels: Any, offsets: Any, padding: str, start: int, stop: int) -> Tensor:
     out = empty_dense_like(grad)
-    torch.ops.i2v_kernels_C.token_shift(grad, out, channels, offsets, PADDINGS.index(padding), start, stop, True)
+    _extension.compiled("token_shift")(grad, out, channels, offsets, PADDINGS.index(padding), start, stop, True)
     return out
 
 
