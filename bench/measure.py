@@ -1,7 +1,7 @@
 """Interleaved timing: every candidate once a round, so that a disturbance meets all; medians and spread over the rounds.
 
-A turn is one call that is not measured, which finds the interpreter and the caches as another candidate left them, and one
-that is: what a loop over the call alone measures, as ``torch.utils.benchmark`` does, but side by side.
+A turn is a few calls that are not measured, since the first find interpreter, allocator and caches as another candidate left
+them, and one that is: what ``torch.utils.benchmark`` measures in a loop over one call alone, but side by side.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+
+WARM_MS = 3.0
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,14 @@ def interleaved(candidates: dict[str, Callable[[], object]], device: str, second
         call()
         call()
         cost[name] = once(call)
-    rounds = int(min(max(seconds * 1e3 / (2 * sum(cost.values())), 7), 200))
+    rounds = int(min(max(seconds * 1e3 / sum(max(2 * ms, ms + WARM_MS) for ms in cost.values()), 7), 200))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     shuffle = random.Random(0).shuffle  # no candidate is always the one after the same other
     names = list(candidates)
     for _ in range(rounds):
         shuffle(names)
         for name in names:
-            candidates[name]()
+            _warm(candidates[name])
             times[name].append(once(candidates[name]))
     return {name: _summary(values) for name, values in times.items()}
 
@@ -51,6 +54,13 @@ def copy_ceiling(tensor: torch.Tensor, seconds: float = 1.0) -> float:
     target = torch.empty_like(tensor)
     timing = interleaved({"copy": lambda: target.copy_(tensor)}, tensor.device.type, seconds)["copy"]
     return 2 * tensor.numel() * tensor.element_size() / timing.median * 1e3
+
+
+def _warm(call: Callable[[], object]) -> None:
+    end = time.perf_counter() + WARM_MS / 1e3
+    call()
+    while time.perf_counter() < end:
+        call()
 
 
 def _keep_freed_memory() -> None:

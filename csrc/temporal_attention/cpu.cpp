@@ -10,7 +10,7 @@ struct Problem {
   const bool* mask;        // [B, T]
   double scale;
   bool causal;
-  bool past_cache;  // what is read and written exceeds a usual last-level cache: write around it (rows of 16 bits are too short)
+  bool past_cache;  // what is read and written exceeds a usual last-level cache: write around it
 };
 
 }  // namespace i2v
@@ -20,6 +20,12 @@ struct Problem {
 
 namespace i2v {
 namespace {
+
+// Whether to write around the cache; kernels that write 16-bit numbers by half lines do not.
+bool writes_past_cache(const Tensor& q, int64_t tensors) {
+  const bool whole_lines = q.element_size() >= 4 || (q.scalar_type() == ScalarType::BFloat16 && current_isa() == Isa::avx512_bf16);
+  return whole_lines && exceeds_cache(tensors * q.numel() * q.element_size());
+}
 
 Problem describe(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias,
                  const std::optional<Tensor>& mask, double scale, bool causal) {
@@ -53,7 +59,7 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::opt
   Problem p = describe(q, k, v, bias, mask, scale, causal);
   check_like(out, q, "out");
   p.out = View<4>(out);
-  p.past_cache = q.element_size() >= 4 && exceeds_cache(4 * q.numel() * q.element_size());
+  p.past_cache = writes_past_cache(q, 4);
   for_dtype(q.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const auto lanes = lanes_of_bias<T>(p, bias);
@@ -73,7 +79,7 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
   check_like(dk, q, "dk");
   check_like(dv, q, "dv");
   p.grad = View<4>(grad), p.dq = View<4>(dq), p.dk = View<4>(dk), p.dv = View<4>(dv);
-  p.past_cache = q.element_size() >= 4 && exceeds_cache(7 * q.numel() * q.element_size());
+  p.past_cache = writes_past_cache(q, 7);
   const bool want_bias = bias && dbias.numel() > 0;
   if (want_bias) check_like(dbias, *bias, "dbias");
   for_dtype(q.scalar_type(), [&](auto* type) {

@@ -5,7 +5,13 @@
 using Lanes = Layout<float>;
 
 I2V_INLINE int64_t raw_row(const Lanes& l) { return (l.dim + 31) / 32 * 32; }
-I2V_INLINE int64_t packed_size(const Lanes& l) { return l.padded_frames / 2 * l.padded_dim; }
+I2V_INLINE int64_t packed_size(const Lanes& l) { return l.padded_frames / 2 * raw_row(l); }
+
+// 32 elements of a row from d on, zeros beyond its end.
+I2V_INLINE __m512i load_raw(const Lanes& l, const bf16* row, int64_t d) {
+  const int64_t left = l.dim - d;
+  return _mm512_maskz_loadu_epi16(left >= 32 ? ~__mmask32(0) : (__mmask32(1) << left) - 1, row + d);
+}
 
 // [T, D] from memory to [padded T][raw_row].
 I2V_INLINE void copy_raw(const Lanes& l, const bf16* source, int64_t stride, int64_t ahead, bf16* target) {
@@ -13,24 +19,28 @@ I2V_INLINE void copy_raw(const Lanes& l, const bf16* source, int64_t stride, int
     const bf16* row = source + t * stride;
     for (int64_t d = 0; d < l.dim; d += 32) {
       __builtin_prefetch(row + ahead + d, 0, 2);
-      const int64_t left = l.dim - d;
-      const __mmask32 mask = left >= 32 ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
-      _mm512_storeu_si512(target + t * raw_row(l) + d, _mm512_maskz_loadu_epi16(mask, row + d));
+      _mm512_storeu_si512(target + t * raw_row(l) + d, load_raw(l, row, d));
     }
   }
 }
 
-I2V_INLINE __m512i zip(__m256i low, __m256i high) {
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+// (a0, b0, a1, b1, ...): the first or the second half of it.
+I2V_INLINE __m512i zip(__m512i a, __m512i b, bool second) {
+  alignas(64) static constexpr uint16_t order[2][32] = {
+      {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+      {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+  return _mm512_permutex2var_epi16(a, _mm512_load_si512(order[second]), b);
 }
 
-// Rows c and c + 1 zipped into one row of pairs: [padded T / 2][padded_dim].
-I2V_INLINE void pack_rows(const Lanes& l, const bf16* raw, uint32_t* packed) {
+// Rows c and c + 1 of [T, D] zipped into one row of pairs: [padded T / 2][raw_row]. `ahead` as in copy_raw.
+I2V_INLINE void pack_rows(const Lanes& l, const bf16* source, int64_t stride, int64_t ahead, uint32_t* packed) {
   for (int64_t c = 0; c < l.frames; c += 2)
-    for (int64_t d = 0; d < l.padded_dim; d += 16) {
-      const auto* from = reinterpret_cast<const __m256i*>(raw + c * raw_row(l) + d);
-      const auto* next = reinterpret_cast<const __m256i*>(raw + (c + 1) * raw_row(l) + d);
-      _mm512_storeu_si512(packed + c / 2 * l.padded_dim + d, zip(_mm256_loadu_si256(from), _mm256_loadu_si256(next)));
+    for (int64_t d = 0; d < l.dim; d += 32) {
+      const bf16* row = source + c * stride;
+      if (ahead) __builtin_prefetch(row + ahead + d, 0, 2), __builtin_prefetch(row + stride + ahead + d, 0, 2);
+      const __m512i a = load_raw(l, row, d), b = c + 1 < l.frames ? load_raw(l, row + stride, d) : _mm512_setzero_si512();
+      _mm512_storeu_si512(packed + c / 2 * raw_row(l) + d, zip(a, b, false));
+      _mm512_storeu_si512(packed + c / 2 * raw_row(l) + d + 16, zip(a, b, true));
     }
 }
 
@@ -63,15 +73,17 @@ I2V_INLINE void dot_raw(const Lanes& l, const bf16* a, const bf16* b, float* out
   }
 }
 
-// Weights for sums over keys: [key pair][lane], and for sums over queries: [key][lane], pairs side by side.
-I2V_INLINE void round_weights(const Lanes& l, const float* weights, uint32_t* over_keys, bf16* over_queries) {
+// scale * weights for sums over keys: [key pair][lane], and for sums over queries: [key][lane], pairs side by side.
+I2V_INLINE void round_weights(const Lanes& l, const float* weights, float scale, uint32_t* over_keys, bf16* over_queries) {
+  const __m512 factor = _mm512_set1_ps(scale);
   for (int64_t j = 0; j < l.frames; j += 2) {
     for (int64_t lane = 0; lane < l.lane_count; lane += 16) {
       const float* from = weights + j * l.lane_count + lane;
-      const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from));
-      const __m256i high =
-          j + 1 < l.frames ? (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + l.lane_count)) : _mm256_setzero_si256();
-      _mm512_storeu_si512(over_keys + j / 2 * l.lane_count + lane, zip(low, high));
+      const __m512 first = _mm512_mul_ps(_mm512_loadu_ps(from), factor);
+      const __m512 second = j + 1 < l.frames ? _mm512_mul_ps(_mm512_loadu_ps(from + l.lane_count), factor) : _mm512_setzero_ps();
+      const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+      const __m256i low = _mm512_castsi512_si256(both), high = _mm512_extracti64x4_epi64(both, 1);
+      _mm512_storeu_si512(over_keys + j / 2 * l.lane_count + lane, zip(both, _mm512_castsi256_si512(high), false));
       if (over_queries) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(over_queries + j * l.lane_count + lane), low);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(over_queries + (j + 1) * l.lane_count + lane), high);
@@ -80,53 +92,54 @@ I2V_INLINE void round_weights(const Lanes& l, const float* weights, uint32_t* ov
   }
 }
 
-// out[r] = scale * sum_c weight[r, c] * in[c], the weights as pairs of c.
+// out[r] = sum_c weight[r, c] * in[c], the weights as pairs of c; 32 * NV dimensions from d on.
 template <int NV>
 I2V_INLINE void mix_pairs(const Lanes& l, const uint32_t* weight, int64_t row_step, int64_t pair_step, const uint32_t* in,
-                          float scale, bf16* out, int64_t out_stride, int64_t d) {
-  const __m512 factor = _mm512_set1_ps(scale);
+                          bf16* out, int64_t out_stride, int64_t d, bool past_cache) {
   for (int64_t r0 = 0; r0 < l.frames; r0 += 4) {
-    __m512 sum[4][NV] = {};
+    __m512 sum[4][2 * NV] = {};
     for (int64_t c = 0; 2 * c < l.frames; ++c) {
-      __m512bh x[NV];
+      __m512bh x[2 * NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) x[v] = (__m512bh)_mm512_loadu_si512(in + c * l.padded_dim + d + v * 16);
+      for (int v = 0; v < 2 * NV; ++v) x[v] = (__m512bh)_mm512_loadu_si512(in + c * raw_row(l) + d + v * 16);
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         const __m512bh w = (__m512bh)_mm512_set1_epi32(weight[(r0 + r) * row_step + c * pair_step]);
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], w, x[v]);
+        for (int v = 0; v < 2 * NV; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], w, x[v]);
       }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
       if (r0 + r >= l.frames) break;
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) {
-        const int64_t left = l.dim - d - v * 16;
-        const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (__mmask16(1) << left) - 1 : 0;
-        const __m256i half = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sum[r][v], factor));
-        _mm256_mask_storeu_epi16(out + (r0 + r) * out_stride + d + v * 16, mask, half);
+        bf16* to = out + (r0 + r) * out_stride + d + v * 32;
+        const int64_t left = l.dim - d - v * 32;
+        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(sum[r][2 * v + 1], sum[r][2 * v]);
+        if (left < 32) _mm512_mask_storeu_epi16(to, (__mmask32(1) << left) - 1, both);
+        else if (past_cache && reinterpret_cast<uintptr_t>(to) % 64 == 0) _mm512_stream_si512(reinterpret_cast<__m512i*>(to), both);
+        else _mm512_storeu_si512(to, both);
       }
     }
   }
 }
 
 I2V_INLINE void mix_all(const Lanes& l, const uint32_t* weight, int64_t row_step, int64_t pair_step, const uint32_t* in,
-                        float scale, bf16* out, int64_t out_stride) {
+                        bf16* out, int64_t out_stride, bool past_cache) {
   int64_t d = 0;
-  for (; d + 64 <= l.padded_dim; d += 64) mix_pairs<4>(l, weight, row_step, pair_step, in, scale, out, out_stride, d);
-  for (; d < l.padded_dim; d += 16) mix_pairs<1>(l, weight, row_step, pair_step, in, scale, out, out_stride, d);
+  for (; d + 64 <= raw_row(l); d += 64) mix_pairs<2>(l, weight, row_step, pair_step, in, out, out_stride, d, past_cache);
+  if (d < l.dim) mix_pairs<1>(l, weight, row_step, pair_step, in, out, out_stride, d, past_cache);
 }
 
 template <>
 void forward<bf16>(const Problem& p, int64_t begin, int64_t end) {
   const Lanes l(p);
   const int64_t raw = l.padded_frames * raw_row(l);
-  Scratch<bf16> rows(3 * raw);
+  Scratch<bf16> rows(2 * raw);
   Scratch<uint32_t> pairs(packed_size(l) + l.square() / 2);
   Scratch<float> lanes_memory(l.square() + l.lane_count);
-  bf16 *q = rows.data(), *k = q + raw, *v = k + raw;
+  bf16 *q = rows.data(), *k = q + raw;
   uint32_t *packed = pairs.data(), *weights = packed + packed_size(l);
   float *scores = lanes_memory.data(), *lane_frame = scores + l.square();
   fill_lane_frames(l, lane_frame);
@@ -141,12 +154,11 @@ void forward<bf16>(const Problem& p, int64_t begin, int64_t end) {
         dot_raw(l, q, k, scores + g * l.padded_frames);
       }
       softmax(l, lane_frame, float(p.scale), bias_of(p, l, h), p.mask ? p.mask + b * p.frames : nullptr, p.causal, scores);
-      round_weights(l, scores, weights, nullptr);
+      round_weights(l, scores, 1.0f, weights, nullptr);
       for (int64_t g = 0; g < count; ++g) {
-        copy_raw(l, at<bf16>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v);
-        pack_rows(l, v, packed);
-        mix_all(l, weights + g * l.padded_frames, 1, l.lane_count, packed, 1.0f, at<bf16>(p.out, b, n, h + g),
-                p.out.stride[1]);
+        pack_rows(l, at<bf16>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), packed);
+        mix_all(l, weights + g * l.padded_frames, 1, l.lane_count, packed, at<bf16>(p.out, b, n, h + g), p.out.stride[1],
+                p.past_cache);
       }
     }
   }
@@ -181,19 +193,19 @@ void backward<bf16>(const Problem& p, int64_t begin, int64_t end, void* bias_gra
       }
       softmax(l, lane_frame, scale, bias_of(p, l, h), p.mask ? p.mask + b * p.frames : nullptr, p.causal, probs);
       score_gradients(l, probs, grads);
-      round_weights(l, probs, probs_by_key, probs_by_query);
-      round_weights(l, grads, grads_by_key, grads_by_query);
+      round_weights(l, probs, 1.0f, probs_by_key, probs_by_query);
+      round_weights(l, grads, scale, grads_by_key, grads_by_query);
       for (int64_t g = 0; g < count; ++g) {
         const int64_t lane = g * l.padded_frames, row = l.lane_count / 2;
         const auto* by_query = reinterpret_cast<const uint32_t*>(probs_by_query + lane);
         const auto* ds_by_query = reinterpret_cast<const uint32_t*>(grads_by_query + lane);
         expect_writes<bf16>(p, p.dq, b, n, h + g);
-        pack_rows(l, grad + g * raw, packed);
-        mix_all(l, by_query, row, 1, packed, 1.0f, at<bf16>(p.dv, b, n, h + g), p.dv.stride[1]);
-        pack_rows(l, q + g * raw, packed);
-        mix_all(l, ds_by_query, row, 1, packed, scale, at<bf16>(p.dk, b, n, h + g), p.dk.stride[1]);
-        pack_rows(l, k + g * raw, packed);
-        mix_all(l, grads_by_key + lane, 1, l.lane_count, packed, scale, at<bf16>(p.dq, b, n, h + g), p.dq.stride[1]);
+        pack_rows(l, grad + g * raw, raw_row(l), 0, packed);
+        mix_all(l, by_query, row, 1, packed, at<bf16>(p.dv, b, n, h + g), p.dv.stride[1], p.past_cache);
+        pack_rows(l, q + g * raw, raw_row(l), 0, packed);
+        mix_all(l, ds_by_query, row, 1, packed, at<bf16>(p.dk, b, n, h + g), p.dk.stride[1], p.past_cache);
+        pack_rows(l, k + g * raw, raw_row(l), 0, packed);
+        mix_all(l, grads_by_key + lane, 1, l.lane_count, packed, at<bf16>(p.dq, b, n, h + g), p.dq.stride[1], p.past_cache);
         if (bias_grad) add_bias_gradient(l, grads + lane, static_cast<float*>(bias_grad) + (h + g) * p.frames * p.frames);
       }
     }

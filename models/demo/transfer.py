@@ -41,24 +41,24 @@ RECIPES = {
     "frame_mean": Recipe(
         "CLIP frame mean + linear head",
         "frame_mean",
-        steps=150,
+        steps=100,
         note="only the head is trained; blind to the order of frames",
         twin=False,
     ),
     "tokshift": Recipe(
         "TokShift + linear head",
         "tokshift",
-        steps=150,
+        steps=100,
         note="only the head is trained here, on a frozen backbone; as published, all of the backbone is",
     ),
     "st_adapter": Recipe(
         "ST-Adapter",
         "st_adapter",
-        steps=400,
+        steps=220,
         options={"width": 96},
         note="adapters with a depthwise temporal convolution, and a linear head",
     ),
-    "aim": Recipe("AIM", "aim", steps=600, lr=5e-3, note="the frozen attention run over time, adapters, and a linear head"),
+    "aim": Recipe("AIM", "aim", steps=300, lr=5e-3, note="the frozen attention run over time, adapters, and a linear head"),
 }
 
 
@@ -76,7 +76,7 @@ class Result:
 class Transfer:
     """The frozen model and the two sets of clips; every run starts from the same seed and sees the same batches."""
 
-    def __init__(self, clip_model: nn.Module, folder: Path, *, seed: int, batch_size: int = 16) -> None:
+    def __init__(self, clip_model: nn.Module, folder: Path, *, seed: int, batch_size: int = 32) -> None:
         self.clip_model, self.folder, self.seed, self.batch_size = clip_model, folder, seed, batch_size
         self.tokenizer = open_clip.get_tokenizer(MODEL)
 
