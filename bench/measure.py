@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 WARM_MS = 3.0
 
 
