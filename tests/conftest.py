@@ -31,6 +31,12 @@ def _poison(monkeypatch):
         monkeypatch.setattr(torch, name, _poisoned(name))
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    """A test draws the same numbers in every run."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:

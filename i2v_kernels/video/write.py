@@ -26,7 +26,8 @@ def write_video(
     """Encode ``frames`` into a video; the container follows from the suffix of ``path`` (``.mp4``, ``.mkv``, ...).
 
     The file is written beside its target and renamed, so that ``path`` is either absent, as before, or complete.
-    One encoder thread: the same frames give the same bytes on machines with different numbers of cores.
+    The same frames give the same bytes, on machines with different numbers of cores too: one encoder thread, and libx264 without
+    its macroblock tree (``mbtree``, unless ``options`` sets it), which now and then decides otherwise on the same input.
 
     Args:
         path: the file to write; its folder must exist.
@@ -56,6 +57,8 @@ def write_video(
     path = Path(path)
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     encoder = dict(options or {})
+    if codec == "libx264":
+        encoder.setdefault("mbtree", "0")
     if gop is not None:
         encoder["g"] = str(gop)
     if bframes is not None:
