@@ -68,13 +68,13 @@ def spatial_attention(block: Block, x: Tensor) -> Tensor:
 def time_attention(block: Block, x: Tensor, frames: int) -> Tensor:
     """The same attention with the same weights, over frames: normalised ``x [B*T, L, C]``, softmax over T per token.
 
-    The packed QKV is read through strided views, so no token is regrouped.
+    The packed QKV is read as it lies, and its gradient written so: no token is regrouped, nothing split or stacked.
     """
     attn = block.attn
     channels = x.shape[2]
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
     qkv = by_clip(qkv, frames).unflatten(3, (3, attn.num_heads, channels // attn.num_heads))
-    out = i2v.temporal_attention(*qkv.unbind(3))  # [B, T, L, H, D]
+    out = i2v.temporal_attention(qkv)  # [B, T, L, H, D]
     return block.ls_1(attn.out_proj(out.reshape(x.shape)))
 
 

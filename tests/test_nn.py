@@ -52,12 +52,43 @@ def test_temporal_conv_shares_state_dicts_with_conv3d():
     conv = torch.nn.Conv3d(24, 24, (3, 1, 1), padding=(1, 0, 0), groups=24)
     ours = nn.TemporalConv(24, (3, 1, 1))
     ours.load_state_dict(conv.state_dict())
-    want = conv(X.permute(0, 3, 1, 2)[..., None])[..., 0].permute(0, 2, 3, 1)
-    torch.testing.assert_close(ours(X), want)
+    x = X / X.numel()
+    want = conv(x.permute(0, 3, 1, 2)[..., None])[..., 0].permute(0, 2, 3, 1)
+    torch.testing.assert_close(ours(x), want)
     assert list(ours.state_dict()) == list(conv.state_dict())
 
 
-@pytest.mark.parametrize("module", ["token_shift", "temporal_conv"])
+def test_temporal_attention_is_multihead_attention_over_frames():
+    """With the state dict of ``nn.MultiheadAttention``, and with its masks turned into ours."""
+    theirs = torch.nn.MultiheadAttention(24, 3, batch_first=True)
+    torch.nn.init.normal_(theirs.in_proj_bias)
+    ours = nn.TemporalAttention(24, 3, causal=True)
+    ours.load_state_dict(theirs.state_dict())
+    x, mask = torch.randn(2, 4, 3, 24), torch.tensor([[True, True, True, True], [True, True, False, False]])
+    rows = x.transpose(1, 2).flatten(0, 1)  # [B * N, T, C]
+    hidden = torch.nn.Transformer.generate_square_subsequent_mask(4).isinf()
+    want = theirs(rows, rows, rows, key_padding_mask=~mask.repeat_interleave(3, 0), attn_mask=hidden)[0]
+    torch.testing.assert_close(ours(x, mask=mask), want.unflatten(0, (2, 3)).transpose(1, 2))
+
+
+def test_temporal_attention_has_the_names_of_timm_inside_other_modules_too():
+    block = torch.nn.ModuleDict({"temporal_attn": nn.TemporalAttention(24, 3)})
+    names = ["qkv.weight", "qkv.bias", "proj.weight", "proj.bias"]
+    assert list(block.state_dict()) == [f"temporal_attn.{name}" for name in names]
+    clip = {f"temporal_attn.{name}": value for name, value in torch.nn.MultiheadAttention(24, 3).state_dict().items()}
+    assert block.load_state_dict(clip) == ([], [])
+    assert torch.equal(block["temporal_attn"].qkv.weight, clip["temporal_attn.in_proj_weight"])
+    assert "in_proj_bias" not in nn.TemporalAttention(24, 3, qkv_bias=False).state_dict()
+
+
+def test_temporal_attention_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="heads=5 must divide channels=24"):
+        nn.TemporalAttention(24, 5)
+    with pytest.raises(ValueError, match=r"x.shape=\(2, 4, 24\)"):
+        nn.TemporalAttention(24, 3)(torch.zeros(2, 4, 24))
+
+
+@pytest.mark.parametrize("module", ["temporal_attention", "token_shift", "temporal_conv"])
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"i2v_kernels.nn.{module}"))
     assert result.attempted > 0 and result.failed == 0

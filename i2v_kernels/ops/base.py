@@ -170,15 +170,19 @@ def _autograd_function(op: Op) -> Any:
 
 
 def reference_backend(
-    forward: Callable[..., Tensor], differentiable: Sequence[int], backward: Callable[..., Tensor] | None = None
+    forward: Callable[..., Tensor],
+    differentiable: Sequence[int],
+    backward: Callable[..., Tensor] | None = None,
+    empty: Callable[..., Tensor] = lambda x, *_: empty_dense_like(x),
 ) -> Backend:
     """The backend ``reference``; its backward is autograd through the definition unless one is given.
 
-    ``differentiable`` are the positions of the tensors whose gradients the backward op returns, in its order.
+    ``differentiable`` are the positions of the tensors whose gradients the backward op returns, in its order. ``empty``
+    makes the output's memory from the arguments.
     """
 
     def run(*args: Any) -> Tensor:
-        return empty_dense_like(args[0]).copy_(forward(*args))
+        return empty(*args).copy_(forward(*args))
 
     def derive(grad: Tensor, *args: Any) -> Any:
         if backward is not None:

@@ -109,6 +109,7 @@ def _attention_samples() -> list[Sample]:
         Sample("nan in q", (nan_q, k, v)),
         Sample("inf in k", (q, inf_k, v)),
         Sample("large scores", (large[0] * 10, large[1] * 10, large[2])),
+        Sample("one packed tensor", (_randn(2, 8, 5, 3, 3, 16),), {"bias": bias, "mask": mask, "causal": True}),
     ]
 
 
@@ -126,6 +127,9 @@ def _attention_bad() -> list[Any]:
         ("a list", ([1], q, q), {}, TypeError, "q must be a torch.Tensor"),
         ("integers", (q.int(), q.int(), q.int()), {}, TypeError, "q.dtype=torch.int32"),
         ("four dimensions", (q[0], q[0], q[0]), {}, ValueError, "q.shape=(8, 5, 3, 16)"),
+        ("k without v", (q, q), {}, TypeError, "v must be a torch.Tensor"),
+        ("no k and v", (q,), {}, ValueError, "q.shape=(2, 8, 5, 3, 16), but [B, T, N, 3, H, D] (or k and v)"),
+        ("four packed", (q[:, :, :, None].expand(2, 8, 5, 4, 3, 16),), {}, ValueError, "q.shape=(2, 8, 5, 4, 3, 16)"),
         ("another k", (q, q[:, :4], q), {}, ValueError, "k.shape=(2, 4, 5, 3, 16)"),
         ("another dtype", (q, q.half(), q), {}, TypeError, "k.dtype=torch.float16"),
         ("strided heads", (q.transpose(-1, -2),) * 3, {}, ValueError, "stride"),

@@ -26,8 +26,8 @@ def write_video(
     """Encode ``frames`` into a video; the container follows from the suffix of ``path`` (``.mp4``, ``.mkv``, ...).
 
     The file is written beside its target and renamed, so that ``path`` is either absent, as before, or complete.
-    The same frames give the same bytes, on machines with different numbers of cores too: one encoder thread, and libx264 without
-    its macroblock tree (``mbtree``, unless ``options`` sets it), which now and then decides otherwise on the same input.
+    The same frames give the same bytes, on machines with different numbers of cores too: one encoder thread, and libx264
+    without its macroblock tree (``mbtree``, unless ``options`` sets it), which now and then decides otherwise on the same input.
 
     Args:
         path: the file to write; its folder must exist.

@@ -10,17 +10,18 @@ from torch import Tensor
 
 from ... import _extension
 from .. import checks
-from ..base import Backend, Op, accumulate_dtype, empty_dense_like, reference_backend, triton_backend
+from ..base import Backend, Op, accumulate_dtype, reference_backend, triton_backend
 from . import reference
+from .packing import empty_grads, empty_output, unpacked
 
 NAME = "temporal_attention"
-LAYOUT = "[B, T, N, H, D]"
+LAYOUT, PACKED = "[B, T, N, H, D]", "[B, T, N, 3, H, D]"
 
 
 def temporal_attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
     *,
     bias: Tensor | None = None,
     causal: bool = False,
@@ -36,7 +37,9 @@ def temporal_attention(
     every small transformer over frames. No permute, no copy: any strides are read in place, views of a packed QKV too.
 
     Args:
-        q, k, v: ``[B, T, N, H, D]``, one dtype (float64, float32, bfloat16, float16), last stride 1.
+        q, k, v: ``[B, T, N, H, D]``, one dtype (float64, float32, bfloat16, float16), last stride 1. Or all three in one:
+            ``q [B, T, N, 3, H, D]`` without k and v, the output of a packed projection; the gradient then comes packed too,
+            with no stacking of three.
         bias: ``[H, T, T]`` added to the scaled scores (query frame, key frame); float32 or the dtype of q. Differentiable.
         causal: frame t attends to frames s <= t only.
         mask: ``[B, T]`` bool, True where the frame is valid as a key. A query with no valid key gives zeros.
@@ -52,10 +55,13 @@ def temporal_attention(
         NotImplementedError: the named backend cannot run this call; the text says why.
     """
     q, k, v = checks.autocast(q, k, v)  # type: ignore[assignment]
-    checks.tensor(NAME, "q", q, (None,) * 5, LAYOUT)
-    checks.tensor(NAME, "k", k, tuple(q.shape), LAYOUT, like=q)
-    checks.tensor(NAME, "v", v, tuple(q.shape), LAYOUT, like=q)
-    batch, frames, _, heads, dim = q.shape
+    if k is None and v is None:
+        checks.tensor(NAME, "q", q, (None, None, None, 3, None, None), f"{PACKED} (or k and v)")
+    else:
+        checks.tensor(NAME, "q", q, (None,) * 5, LAYOUT)
+        checks.tensor(NAME, "k", k, tuple(q.shape), LAYOUT, like=q)
+        checks.tensor(NAME, "v", v, tuple(q.shape), LAYOUT, like=q)
+    batch, frames, heads, dim = *q.shape[:2], *q.shape[-2:]
     if frames < 1:
         raise ValueError(f"{NAME}: q.shape={tuple(q.shape)}, but at least one frame is needed")
     if bias is not None:
@@ -82,41 +88,40 @@ def temporal_attention(
 def _cpu_can_run(q: Tensor, *_: Any) -> str | None:
     if q.device.type != "cpu":
         return f"the tensors are on {q.device}"
-    if q.shape[1] > 128 or q.shape[4] > 256:
-        return f"T={q.shape[1]}, D={q.shape[4]}: the kernel holds at most T=128, D=256"
+    if q.shape[1] > 128 or q.shape[-1] > 256:
+        return f"T={q.shape[1]}, D={q.shape[-1]}: the kernel holds at most T=128, D=256"
     return _extension.why_no_cpu()
 
 
-def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, bias: Any, mask: Any, scale: float, causal: bool) -> Tensor:
-    out = empty_dense_like(q)
-    _extension.compiled("temporal_attention")(q, k, v, bias, mask, out, scale, causal)
+def _cpu_forward(
+    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Any, mask: Any, scale: float, causal: bool
+) -> Tensor:
+    out = empty_output(q, k)
+    _extension.compiled("temporal_attention")(*unpacked(q, k, v), bias, mask, out, scale, causal)
     return out
 
 
 def _cpu_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Any, mask: Any, scale: float, causal: bool, bias_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    outs = _empty_grads(grad, q, k, v, bias, mask, scale, causal, bias_grad)
-    _extension.compiled("temporal_attention_backward")(grad, q, k, v, bias, mask, *outs, scale, causal)
-    return outs
+    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, bias: Any, mask: Any, scale: float, causal: bool,
+    bias_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grads = empty_grads(grad, q, k, v)
+    dbias = _empty_bias_grad(grad, bias, bias_grad)
+    targets = grads if k is not None else unpacked(grads[0], None, None)
+    kernel = _extension.compiled("temporal_attention_backward")
+    kernel(grad, *unpacked(q, k, v), bias, mask, *targets, dbias, scale, causal)
+    return *grads, dbias
 
 
-def _empty_grads(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Any, mask: Any, scale: float, causal: bool, bias_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        empty_dense_like(q),
-        empty_dense_like(k),
-        empty_dense_like(v),
-        torch.empty_like(bias) if bias_grad else torch.empty(0, dtype=grad.dtype, device=grad.device),
-    )
+def _empty_bias_grad(grad: Tensor, bias: Tensor | None, wanted: bool) -> Tensor:
+    return torch.empty_like(bias) if bias is not None and wanted else torch.empty(0, dtype=grad.dtype, device=grad.device)
 
 
 def _triton_limits(q: Tensor, *_: Any) -> str | None:
     if q.dtype == torch.float64:
         return "float64: only reference and cpu compute in double precision"
-    if q.shape[1] > 128 or q.shape[4] > 256:
-        return f"T={q.shape[1]}, D={q.shape[4]}: the kernel holds at most T=128, D=256"
+    if q.shape[1] > 128 or q.shape[-1] > 256:
+        return f"T={q.shape[1]}, D={q.shape[-1]}: the kernel holds at most T=128, D=256"
     return None
 
 
@@ -129,22 +134,24 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, bias, mask = ctx.saved_tensors
     bias_grad = bias is not None and ctx.needs_input_grad[3]
     dq, dk, dv, dbias = _OP.backward_op(grad, q, k, v, bias, mask, ctx.scale, ctx.causal, bias_grad, ctx.backend)
+    if k is None:
+        dk = dv = None
     return dq, dk, dv, dbias if bias_grad else None, None, None, None
 
 
 _OP = Op(
     name=NAME,
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, float scale, bool causal) -> Tensor",
-    backward_schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, float scale, bool causal, "
+    schema="(Tensor q, Tensor? k, Tensor? v, Tensor? bias, Tensor? mask, float scale, bool causal) -> Tensor",
+    backward_schema="(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor? bias, Tensor? mask, float scale, bool causal, "
     "bool bias_grad) -> (Tensor, Tensor, Tensor, Tensor)",
     backends=(
-        reference_backend(reference.forward, differentiable=(0, 1, 2, 3)),
+        reference_backend(reference.forward, differentiable=(0, 1, 2, 3), empty=empty_output),
         Backend("cpu", _cpu_can_run, _cpu_forward, _cpu_backward),
         triton_backend(NAME, _triton_limits),
     ),
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
-    fake=lambda q, *_: empty_dense_like(q),
-    fake_backward=_empty_grads,
+    fake=lambda q, k, *_: empty_output(q, k),
+    fake_backward=lambda grad, q, k, v, bias, *rest: (*empty_grads(grad, q, k, v), _empty_bias_grad(grad, bias, rest[-1])),
     save=_save,
     gradients=_gradients,
 )

@@ -7,8 +7,10 @@ from torch import Tensor
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float, causal: bool
+    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, scale: float, causal: bool
 ) -> Tensor:
+    if k is None or v is None:
+        q, k, v = q.unbind(3)
     frames = q.shape[1]
     scores = torch.einsum("btnhd,bsnhd->bnhts", q, k) * scale
     if bias is not None:

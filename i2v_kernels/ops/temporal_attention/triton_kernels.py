@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..base import empty_dense_like
 from ..triton_common import Entry, Launch, run
+from .packing import empty_grads, empty_output, unpacked
 from .triton_long import plan_long_backward
 from .triton_tiles import (
     common,
@@ -183,29 +183,30 @@ def plan_backward(
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float, causal: bool
+    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, scale: float, causal: bool
 ) -> Tensor:
     """``[B, T, N, H, D]`` -> the same."""
-    out = empty_dense_like(q)
+    out = empty_output(q, k)
     if out.numel() > 0:
-        run([plan(q, k, v, bias, mask, out, scale, causal)], q.device)
+        run([plan(*unpacked(q, k, v), bias, mask, out, scale, causal)], q.device)
     return out
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float, causal: bool,
-    bias_grad: bool,
+    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, scale: float,
+    causal: bool, bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k, v and bias; the last is empty if it is not wanted."""
-    dq, dk, dv = empty_dense_like(q), empty_dense_like(k), empty_dense_like(v)
+    grads = empty_grads(grad, q, k, v)
     nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
     if q.numel() == 0:
-        return dq, dk, dv, torch.zeros_like(bias) if bias is not None and bias_grad else nothing
-    launches, bias_sums = plan_backward(grad, q, k, v, bias, mask, dq, dk, dv, scale, causal, bias_grad)
+        return *grads, torch.zeros_like(bias) if bias is not None and bias_grad else nothing
+    targets = grads if k is not None else unpacked(grads[0], None, None)
+    launches, bias_sums = plan_backward(grad, *unpacked(q, k, v), bias, mask, *targets, scale, causal, bias_grad)
     run(launches, q.device)
     if bias is None or bias_sums is None:
-        return dq, dk, dv, nothing
-    return dq, dk, dv, bias_sums.sum(0).to(bias.dtype)
+        return *grads, nothing
+    return *grads, bias_sums.sum(0).to(bias.dtype)
 
 
 def _ones(dtype: torch.dtype, backward: bool) -> Launch:
