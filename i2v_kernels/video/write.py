@@ -27,7 +27,7 @@ def write_video(
 
     The file is written beside its target and renamed, so that ``path`` is either absent, as before, or complete.
     The same frames give the same bytes, on machines with different numbers of cores too: one encoder thread, and libx264
-    without its macroblock tree (``mbtree``, unless ``options`` sets it), which now and then decides otherwise on the same input.
+    without its macroblock tree (``mbtree``, unless ``options`` sets it), which now and then decides otherwise.
 
     Args:
         path: the file to write; its folder must exist.
