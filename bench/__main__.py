@@ -1,8 +1,8 @@
 """``python -m bench``: every op beside its peers, forward and forward+backward, as ratios from one process.
 
-The table says for each op, dtype and mode: this package's median time with its spread, the bandwidth it reaches as a share of a
-measured copy, and how many times faster it is than the best eager and the best compiled peer. A peer that gives other
-numbers than the definition stops the run.
+The table says for each op, dtype and mode: this package's median time with its spread, the bandwidth it reaches as a share
+of a measured copy of as many bytes, and how many times faster it is than the best eager and the best compiled peer. A peer
+that gives other numbers than the definition stops the run.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
     with torch.no_grad():
         check(info, sample, functions)
     grad = torch.randn_like(sample.args[0])
-    ceiling = copy_ceiling(sample.args[0].detach())
+    ceiling = copy_ceiling(info.traffic(sample), device)
     rows = []
     for mode in MODES:
         run = partial(forward) if mode == "forward" else partial(forward_backward, grad=grad)

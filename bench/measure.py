@@ -48,11 +48,14 @@ def interleaved(candidates: dict[str, Callable[[], object]], device: str, second
     return {name: _summary(values) for name, values in times.items()}
 
 
-def copy_ceiling(tensor: torch.Tensor, seconds: float = 1.0) -> float:
-    """Bytes per second, read plus written, of copying a tensor of this size: what a memory-bound op can reach."""
-    target = torch.empty_like(tensor)
-    timing = interleaved({"copy": lambda: target.copy_(tensor)}, tensor.device.type, seconds)["copy"]
-    return 2 * tensor.numel() * tensor.element_size() / timing.median * 1e3
+def copy_ceiling(traffic: int, device: str, seconds: float = 1.0) -> float:
+    """Bytes per second, read plus written, of a copy that moves as many: what a memory-bound op can reach. The size matters,
+    since small tensors are copied within the caches.
+    """
+    source = torch.ones(traffic // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    timing = interleaved({"copy": lambda: target.copy_(source)}, device, seconds)["copy"]
+    return 2 * source.numel() / timing.median * 1e3
 
 
 def _warm(call: Callable[[], object]) -> None:
