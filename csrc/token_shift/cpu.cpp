@@ -17,6 +17,7 @@ struct Problem {
   View<3> x, out;
   const Run* runs;  // [frames, run_count]: the groups' and one for the channels that stay
   int64_t run_count;
+  int64_t blocks;   // of tokens, in a clip
   bool past_cache;  // input and output together exceed a usual last-level cache: write around it
 };
 
@@ -59,12 +60,13 @@ void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channel
   }
   const auto runs = runs_of(channels, offsets, static_cast<shift::Padding>(padding), adjoint, x.size(1), x.size(3));
   const Problem p{x.size(0), x.size(1), x.size(2), x.size(3), start, stop, View<3>(x), View<3>(out), runs.data(),
-                  static_cast<int64_t>(channels.size()) + 1, exceeds_cache(2 * x.numel() * x.element_size())};
+                  static_cast<int64_t>(channels.size()) + 1, (x.size(2) + 15) / 16,
+                  exceeds_cache(2 * x.numel() * x.element_size())};
   for_dtype(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto kernel = I2V_PICK(shift_rows, T);
-    const int64_t rows = p.batch * p.frames * p.tokens;
-    for_pieces(rows, piece_count(rows, p.channels * 2 * sizeof(T)),
+    const auto kernel = p.past_cache ? I2V_PICK(shift_blocks, T) : I2V_PICK(shift_rows, T);
+    const int64_t items = p.batch * (p.past_cache ? p.blocks : p.frames * p.tokens);
+    for_pieces(items, piece_count(items, 2 * x.numel() * x.element_size() / std::max<int64_t>(items, 1)),
                [&](int64_t, int64_t first, int64_t last) { kernel(p, first, last); });
   });
 }

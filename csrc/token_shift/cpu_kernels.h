@@ -45,35 +45,51 @@ I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t frames, in
   }
 }
 
-// Runs that come from several frames are too short for the processor to foresee: ask for those of a later row.
 template <typename T>
-I2V_INLINE void fetch_run(const T* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
+I2V_INLINE void shift_row(const Problem& p, int64_t b, int64_t t, int64_t n) {
+  const int64_t stride = p.x.stride[1];
+  const T* clip = reinterpret_cast<const T*>(p.x.data) + b * p.x.stride[0] + n * p.x.stride[2];
+  T* out = reinterpret_cast<T*>(p.out.data) + b * p.out.stride[0] + t * p.out.stride[1] + n * p.out.stride[2];
+  if (n < p.start || n >= p.stop) {
+    copy_run(out, clip + t * stride, p.channels, p.past_cache);
+    return;
+  }
+  for (const Run* run = p.runs + t * p.run_count; run != p.runs + (t + 1) * p.run_count; ++run) {
+    const T* from = clip + run->from * stride + run->first;
+    if (run->frames == 1) copy_run(out + run->first, from, run->count, p.past_cache);
+    else sum_run(out + run->first, from, stride, run->frames, run->count);
+  }
 }
 
-// Rows (b, t, n).
+// Rows (b, t, n) as they lie in memory: what a cache serves best.
 template <typename T>
 void shift_rows(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t stride = p.x.stride[1];
   for (int64_t row = begin; row < end;) {
-    const int64_t first = row % p.tokens, t = row / p.tokens % p.frames, b = row / p.tokens / p.frames;
+    const int64_t b = row / p.tokens / p.frames, t = row / p.tokens % p.frames, first = row % p.tokens;
     const int64_t last = std::min(p.tokens, first + end - row);
-    const Run* runs = p.runs + t * p.run_count;
-    for (int64_t n = first; n < last; ++n, ++row) {
-      const T* clip = reinterpret_cast<const T*>(p.x.data) + b * p.x.stride[0] + n * p.x.stride[2];
-      T* out = reinterpret_cast<T*>(p.out.data) + b * p.out.stride[0] + t * p.out.stride[1] + n * p.out.stride[2];
-      if (n < p.start || n >= p.stop) {
-        copy_run(out, clip + t * stride, p.channels, p.past_cache);
-        continue;
-      }
-      for (const Run* run = runs; run != runs + p.run_count; ++run) {
-        const T* from = clip + run->from * stride + run->first;
-        if (run->frames == 1) {
-          if (p.past_cache) fetch_run(from + 2 * p.x.stride[2], run->count);
-          copy_run(out + run->first, from, run->count, p.past_cache);
-        } else {
-          sum_run(out + run->first, from, stride, run->frames, run->count);
-        }
+    for (int64_t n = first; n < last; ++n, ++row) shift_row<T>(p, b, t, n);
+  }
+}
+
+template <typename T>
+I2V_INLINE void fetch_row(const Problem& p, int64_t b, int64_t t, int64_t n) {
+  const T* row = reinterpret_cast<const T*>(p.x.data) + b * p.x.stride[0] + t * p.x.stride[1] + n * p.x.stride[2];
+  for (int64_t c = 0; c < p.channels; c += 64 / sizeof(T)) __builtin_prefetch(row + c);
+}
+
+// Few tokens through all frames, each row asked for two frames before its turn: runs that come from several frames are too
+// short for the processor to foresee, and what it reads beyond their ends is needed soon.
+template <typename T>
+void shift_blocks(const Problem& p, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t b = i / p.blocks, block = i % p.blocks;
+    const int64_t first = p.tokens * block / p.blocks, last = p.tokens * (block + 1) / p.blocks;
+    for (int64_t t = 0; t < std::min<int64_t>(2, p.frames); ++t)
+      for (int64_t n = first; n < last; ++n) fetch_row<T>(p, b, t, n);
+    for (int64_t t = 0; t < p.frames; ++t) {
+      for (int64_t n = first; n < last; ++n) {
+        if (t + 2 < p.frames) fetch_row<T>(p, b, t + 2, n);
+        shift_row<T>(p, b, t, n);
       }
     }
   }
