@@ -126,3 +126,17 @@ def test_more_rows_than_other_kernels_can_count(info):
     args = tuple(narrow(a) if tokens else a for a, tokens in zip(first.args, is_tokens))
     out = info.op(*args, **first.kwargs, backend="cpu")
     assert torch.equal(out, out[:, :, :1].expand_as(out)) and out.isfinite().all()
+
+
+@needs_extension
+@pytest.mark.parametrize("padding", ["zeros", "edge", "wrap"])
+def test_token_shift_around_the_cache(padding):
+    """Sizes that end within a vector and a block of tokens; some tokens stay."""
+    info = next(info for info in OPINFOS if info.name == "token_shift")
+    x = torch.randn(2, 5, 37, 12_345, requires_grad=True)
+    call = {"groups": [(97, -1), (96, 1), (33, 3)], "padding": padding, "tokens": (1, 30)}
+    out, want = (info.op(x, **call, backend=backend) for backend in ("cpu", "reference"))
+    assert torch.equal(out, want)
+    grad = torch.randn_like(out)
+    (got,), (want,) = (torch.autograd.grad(y, x, grad) for y in (out, want))
+    torch.testing.assert_close(got, want)
