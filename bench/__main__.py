@@ -59,7 +59,7 @@ def forward_backward(function: Callable[..., Tensor], sample: Sample, grad: Tens
     torch.autograd.grad(function(*sample.args, **sample.kwargs), sample.tensors(), grad)
 
 
-def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled: bool) -> list[dict]:
+def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled: bool, cold: bool) -> list[dict]:
     """One row per mode."""
     functions = candidates(info, compiled)
     sample = sample.to(sample.args[0].dtype, device, requires_grad=True)
@@ -69,8 +69,8 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
     ceiling = copy_ceiling(info.traffic(sample), device)
     rows = []
     for mode in MODES:
-        run = partial(forward) if mode == "forward" else partial(forward_backward, grad=grad)
-        timings = interleaved({n: partial(run, f, sample) for n, f in functions.items()}, device, seconds)
+        run = forward if mode == "forward" else partial(forward_backward, grad=grad)
+        timings = interleaved({n: partial(run, f, sample) for n, f in functions.items()}, device, seconds, cold)
         memory = {n: peak_memory(partial(run, f, sample)) for n, f in functions.items()} if device == "cuda" else {}
         ours = timings.pop("i2v_kernels")
         rows.append(
@@ -152,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, help="clips a call; 4 on a CPU, 64 on a GPU")
     parser.add_argument("--seconds", type=float, default=5.0, help="measuring time per op, dtype and mode")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled peers out")
+    parser.add_argument("--cold", action="store_true", help="each call right after another candidate's, none to warm up")
     parser.add_argument("--json", type=Path, help="write every figure here")
     options = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
@@ -167,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
             for dtype in options.dtype or ("float32", "bfloat16"):
                 torch.compiler.reset()
                 sample = call.to(DTYPES[dtype])
-                rows += measure(info, sample, options.device, options.seconds, not options.no_compile)
+                rows += measure(info, sample, options.device, options.seconds, not options.no_compile, options.cold)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         beside = options.json.with_suffix(".part")

@@ -12,10 +12,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-WARM_MS = 3.0
+WARM_SECONDS = 3e-3
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,27 @@ class Timing:
     high: float
 
 
-def interleaved(candidates: dict[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Timing]:
-    """Time each candidate for about ``seconds`` altogether, at least 7 rounds; on a GPU by events around 10 launches."""
+def interleaved(
+    candidates: dict[str, Callable[[], object]], device: str, seconds: float, cold: bool = False
+) -> dict[str, Timing]:
+    """Time each candidate for about ``seconds`` altogether, at least 7 rounds; on a GPU by events around 10 launches.
+    ``cold`` leaves the calls out that are not measured (on a CPU; launches on a GPU wait in its queue and are never cold).
+    """
     _keep_freed_memory()
-    once = _once_on_gpu if device == "cuda" else _once_on_cpu
-    cost = {}
-    for name, call in candidates.items():
+    once = _once_on_gpu if device == "cuda" else partial(_once_on_cpu, cold=cold)
+    for call in candidates.values():
         call()
         call()
-        cost[name] = once(call)
-    rounds = int(min(max(seconds * 1e3 / sum(max(2 * ms, ms + WARM_MS) for ms in cost.values()), 7), 200))
+    begun = time.perf_counter()
+    for call in candidates.values():
+        once(call)
+    rounds = int(min(max(seconds / (time.perf_counter() - begun), 7), 200))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     shuffle = random.Random(0).shuffle  # no candidate is always the one after the same other
     names = list(candidates)
     for _ in range(rounds):
         shuffle(names)
         for name in names:
-            _warm(candidates[name])
             times[name].append(once(candidates[name]))
     return {name: _summary(values) for name, values in times.items()}
 
@@ -56,13 +61,6 @@ def copy_ceiling(traffic: int, device: str, seconds: float = 1.0) -> float:
     target = torch.empty_like(source)
     timing = interleaved({"copy": lambda: target.copy_(source)}, device, seconds)["copy"]
     return 2 * source.numel() / timing.median * 1e3
-
-
-def _warm(call: Callable[[], object]) -> None:
-    end = time.perf_counter() + WARM_MS / 1e3
-    call()
-    while time.perf_counter() < end:
-        call()
 
 
 def _keep_freed_memory() -> None:
@@ -79,7 +77,10 @@ def _summary(values: list[float]) -> Timing:
     return Timing(statistics.median(ordered), ordered[len(ordered) // 5], ordered[-1 - len(ordered) // 5])
 
 
-def _once_on_cpu(call: Callable[[], object]) -> float:
+def _once_on_cpu(call: Callable[[], object], cold: bool) -> float:
+    end = time.perf_counter() + (0.0 if cold else WARM_SECONDS)
+    while time.perf_counter() < end:
+        call()
     torch.empty(1 << 14)  # makes glibc sort its free blocks: every candidate then gets the one freed last, warm in the cache
     start = time.perf_counter()
     call()

@@ -6,7 +6,7 @@ import importlib
 from functools import cache
 from typing import Any
 
-import torch  # (its shared libraries must be loaded before ours)
+import torch  # its shared libraries must be loaded before ours
 
 
 @cache

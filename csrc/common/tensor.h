@@ -27,6 +27,11 @@ struct View {
   }
 };
 
+template <typename T>
+inline T* row_of(const View<3>& x, int64_t b, int64_t t, int64_t n) {
+  return reinterpret_cast<T*>(x.data) + b * x.stride[0] + t * x.stride[1] + n * x.stride[2];
+}
+
 // The Python layer tells the user; these checks keep a direct call of the compiled op from reading outside a tensor.
 inline void check_like(const Tensor& t, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(t.dim() == like.dim(), name, " has ", t.dim(), " dimensions, not ", like.dim());

@@ -29,8 +29,9 @@ Problem describe(const Tensor& x, const std::vector<int64_t>& kernel, int64_t he
   STD_TORCH_CHECK(kernel.size() == 3 && kernel[0] * kernel[1] * kernel[2] <= 343, "temporal_conv: at most 343 taps");
   STD_TORCH_CHECK(prefix >= 0 && prefix + height * width == x.size(2), "temporal_conv: prefix + H * W is not N");
   check_like(x, x, "x");
-  return {x.size(0), x.size(1), x.size(2), x.size(3), kernel[0], kernel[1], kernel[2], height,
-          width,     prefix,    copy_prefix, exceeds_cache(2 * x.numel() * x.element_size()), View<3>(x), {},        {},        nullptr,   nullptr};
+  const bool past_cache = exceeds_cache(2 * x.numel() * x.element_size());
+  return {x.size(0), x.size(1), x.size(2),   x.size(3),  kernel[0],  kernel[1], kernel[2], height, width,
+          prefix,    copy_prefix, past_cache, View<3>(x), {},        {},        nullptr,   nullptr};
 }
 
 template <typename T>

@@ -11,11 +11,6 @@ struct Taps {
 };
 
 template <typename T>
-I2V_INLINE T* row_of(const View<3>& x, int64_t b, int64_t t, int64_t n) {
-  return reinterpret_cast<T*>(x.data) + b * x.stride[0] + t * x.stride[1] + n * x.stride[2];
-}
-
-template <typename T>
 I2V_INLINE void gather(const Problem& p, int64_t b, int64_t t, int64_t n, Taps<T>& taps) {
   const int64_t patch = n - p.prefix, y = patch / p.width, x = patch % p.width;
   const auto* weight = static_cast<const accumulate_t<T>*>(p.taps);

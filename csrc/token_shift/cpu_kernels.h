@@ -47,17 +47,15 @@ I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t frames, in
 
 template <typename T>
 I2V_INLINE void shift_row(const Problem& p, int64_t b, int64_t t, int64_t n) {
-  const int64_t stride = p.x.stride[1];
-  const T* clip = reinterpret_cast<const T*>(p.x.data) + b * p.x.stride[0] + n * p.x.stride[2];
-  T* out = reinterpret_cast<T*>(p.out.data) + b * p.out.stride[0] + t * p.out.stride[1] + n * p.out.stride[2];
+  T* out = row_of<T>(p.out, b, t, n);
   if (n < p.start || n >= p.stop) {
-    copy_run(out, clip + t * stride, p.channels, p.past_cache);
+    copy_run(out, row_of<const T>(p.x, b, t, n), p.channels, p.past_cache);
     return;
   }
   for (const Run* run = p.runs + t * p.run_count; run != p.runs + (t + 1) * p.run_count; ++run) {
-    const T* from = clip + run->from * stride + run->first;
+    const T* from = row_of<const T>(p.x, b, run->from, n) + run->first;
     if (run->frames == 1) copy_run(out + run->first, from, run->count, p.past_cache);
-    else sum_run(out + run->first, from, stride, run->frames, run->count);
+    else sum_run(out + run->first, from, p.x.stride[1], run->frames, run->count);
   }
 }
 
@@ -73,7 +71,7 @@ void shift_rows(const Problem& p, int64_t begin, int64_t end) {
 
 template <typename T>
 I2V_INLINE void fetch_row(const Problem& p, int64_t b, int64_t t, int64_t n) {
-  const T* row = reinterpret_cast<const T*>(p.x.data) + b * p.x.stride[0] + t * p.x.stride[1] + n * p.x.stride[2];
+  const T* row = row_of<const T>(p.x, b, t, n);
   for (int64_t c = 0; c < p.channels; c += 64 / sizeof(T)) __builtin_prefetch(row + c);
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from i2v_kernels import _extension
-from i2v_kernels.testing import OPINFOS
+from i2v_kernels.testing import OPINFOS, Sample
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EXTENSION, WHY_NOT = _extension.load()
@@ -133,10 +133,5 @@ def test_more_rows_than_other_kernels_can_count(info):
 def test_token_shift_around_the_cache(padding):
     """Sizes that end within a vector and a block of tokens; some tokens stay."""
     info = next(info for info in OPINFOS if info.name == "token_shift")
-    x = torch.randn(2, 5, 37, 12_345, requires_grad=True)
-    call = {"groups": [(97, -1), (96, 1), (33, 3)], "padding": padding, "tokens": (1, 30)}
-    out, want = (info.op(x, **call, backend=backend) for backend in ("cpu", "reference"))
-    assert torch.equal(out, want)
-    grad = torch.randn_like(out)
-    (got,), (want,) = (torch.autograd.grad(y, x, grad) for y in (out, want))
-    torch.testing.assert_close(got, want)
+    call = (torch.randn(2, 5, 37, 12_345), [(97, -1), (96, 1), (33, 3)])
+    compare(info, Sample("", call, {"padding": padding, "tokens": (1, 30)}), torch.float32, "cpu")

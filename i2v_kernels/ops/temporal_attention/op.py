@@ -96,7 +96,7 @@ def _cpu_can_run(q: Tensor, *_: Any) -> str | None:
 def _cpu_forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, bias: Any, mask: Any, scale: float, causal: bool
 ) -> Tensor:
-    out = empty_output(q, k)
+    out = empty_output(q)
     _extension.compiled("temporal_attention")(*unpacked(q, k, v), bias, mask, out, scale, causal)
     return out
 
@@ -105,16 +105,10 @@ def _cpu_backward(
     grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, bias: Any, mask: Any, scale: float, causal: bool,
     bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    grads = empty_grads(grad, q, k, v)
-    dbias = _empty_bias_grad(grad, bias, bias_grad)
-    targets = grads if k is not None else unpacked(grads[0], None, None)
+    dq, dk, dv, dbias = grads = empty_grads(grad, q, k, v, bias, bias_grad)
     kernel = _extension.compiled("temporal_attention_backward")
-    kernel(grad, *unpacked(q, k, v), bias, mask, *targets, dbias, scale, causal)
-    return *grads, dbias
-
-
-def _empty_bias_grad(grad: Tensor, bias: Tensor | None, wanted: bool) -> Tensor:
-    return torch.empty_like(bias) if bias is not None and wanted else torch.empty(0, dtype=grad.dtype, device=grad.device)
+    kernel(grad, *unpacked(q, k, v), bias, mask, *unpacked(dq, dk, dv), dbias, scale, causal)
+    return grads
 
 
 def _triton_limits(q: Tensor, *_: Any) -> str | None:
@@ -150,8 +144,8 @@ _OP = Op(
         triton_backend(NAME, _triton_limits),
     ),
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
-    fake=lambda q, k, *_: empty_output(q, k),
-    fake_backward=lambda grad, q, k, v, bias, *rest: (*empty_grads(grad, q, k, v), _empty_bias_grad(grad, bias, rest[-1])),
+    fake=empty_output,
+    fake_backward=empty_grads,
     save=_save,
     gradients=_gradients,
 )

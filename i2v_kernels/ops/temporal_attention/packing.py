@@ -1,26 +1,33 @@
-"""q, k and v as three tensors, or as one packed ``[B, T, N, 3, H, D]`` with k and v None."""
+"""q, k and v as three ``[B, T, N, H, D]``, or all in q as ``[B, T, N, 3, H, D]`` with nothing in the other two."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..base import empty_dense_like
 
 
 def unpacked(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Three ``[B, T, N, H, D]``, views of a packed one."""
-    if k is None or v is None:
-        return q.select(3, 0), q.select(3, 1), q.select(3, 2)
-    return q, k, v
+    """The three, as views if they are packed."""
+    if q.dim() == 6:
+        q, k, v = q.unbind(3)
+    return q, k, v  # type: ignore[return-value]
 
 
-def empty_output(q: Tensor, k: Tensor | None = None, *_: object) -> Tensor:
+def empty_output(q: Tensor, *_: object) -> Tensor:
     """Memory for the output: as q's ``[B, T, N, H, D]``."""
-    return empty_dense_like(q if k is not None else q.select(3, 0))
+    return empty_dense_like(q.select(3, 0) if q.dim() == 6 else q)
 
 
-def empty_grads(grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory for the gradients of the three, or packed in the first with two empty tensors beside it."""
-    if k is None or v is None:
-        return empty_dense_like(q), grad.new_empty(0), grad.new_empty(0)
-    return empty_dense_like(q), empty_dense_like(k), empty_dense_like(v)
+def empty_grads(
+    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, *rest: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory for what the backward op returns; empty where there is nothing to return. The last argument: whether the
+    bias's gradient is wanted.
+    """
+
+    def like(x: Tensor | None) -> Tensor:
+        return torch.empty(0, dtype=grad.dtype, device=grad.device) if x is None else empty_dense_like(x)
+
+    return empty_dense_like(q), like(k), like(v), like(bias if rest[-1] else None)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .packing import unpacked
+
 
 def forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, scale: float, causal: bool
 ) -> Tensor:
-    if k is None or v is None:
-        q, k, v = q.unbind(3)
+    q, k, v = unpacked(q, k, v)
     frames = q.shape[1]
     scores = torch.einsum("btnhd,bsnhd->bnhts", q, k) * scale
     if bias is not None:

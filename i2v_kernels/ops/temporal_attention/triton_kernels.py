@@ -186,7 +186,7 @@ def forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, scale: float, causal: bool
 ) -> Tensor:
     """``[B, T, N, H, D]`` -> the same."""
-    out = empty_output(q, k)
+    out = empty_output(q)
     if out.numel() > 0:
         run([plan(*unpacked(q, k, v), bias, mask, out, scale, causal)], q.device)
     return out
@@ -197,16 +197,14 @@ def backward(
     causal: bool, bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k, v and bias; the last is empty if it is not wanted."""
-    grads = empty_grads(grad, q, k, v)
-    nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
+    dq, dk, dv, dbias = empty_grads(grad, q, k, v, bias, bias_grad)
     if q.numel() == 0:
-        return *grads, torch.zeros_like(bias) if bias is not None and bias_grad else nothing
-    targets = grads if k is not None else unpacked(grads[0], None, None)
-    launches, bias_sums = plan_backward(grad, *unpacked(q, k, v), bias, mask, *targets, scale, causal, bias_grad)
+        return dq, dk, dv, dbias.zero_()
+    launches, bias_sums = plan_backward(
+        grad, *unpacked(q, k, v), bias, mask, *unpacked(dq, dk, dv), scale, causal, bias_grad
+    )
     run(launches, q.device)
-    if bias is None or bias_sums is None:
-        return *grads, nothing
-    return *grads, bias_sums.sum(0).to(bias.dtype)
+    return dq, dk, dv, dbias if bias_sums is None else bias_sums.sum(0).to(dbias.dtype)
 
 
 def _ones(dtype: torch.dtype, backward: bool) -> Launch:
