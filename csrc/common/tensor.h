@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace i2v {
 
@@ -40,6 +41,17 @@ inline void check_like(const Tensor& t, const Tensor& like, const char* name) {
     STD_TORCH_CHECK(t.size(i) == like.size(i), name, ": size ", t.size(i), " of dimension ", i, " is not ", like.size(i));
   STD_TORCH_CHECK(t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1, name, ": the last stride must be 1");
 }
+
+// Uninitialized memory of x's shape in x's order of dimensions, the last one innermost; base.py has the same in Python.
+inline Tensor empty_dense_like(const Tensor& x) {
+  Tensor out = torch::stable::empty_like(x);
+  const int64_t last = x.dim() - 1;
+  if (out.stride(last) == 1 || out.size(last) == 1) return out;
+  return torch::stable::new_empty(x, x.sizes());
+}
+
+// What a backward op returns where no gradient is wanted.
+inline Tensor empty_of(const Tensor& like) { return torch::stable::new_empty(like, std::vector<int64_t>{0}); }
 
 inline void check_contiguous(const Tensor& t, int64_t elements, ScalarType dtype, const char* name) {
   STD_TORCH_CHECK(t.is_contiguous() && t.numel() == elements && t.scalar_type() == dtype, name,

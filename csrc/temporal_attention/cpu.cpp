@@ -1,5 +1,9 @@
 // temporal_attention on the CPU: the entry points, over the kernels of cpu_kernels.h.
+#include <string>
+#include <tuple>
+
 #include "../common/cpu.h"
+#include "../common/dispatch.h"
 
 namespace i2v {
 
@@ -21,19 +25,39 @@ struct Problem {
 namespace i2v {
 namespace {
 
-// Whether to write around the cache; kernels that write 16-bit numbers by half lines do not.
-bool writes_past_cache(const Tensor& q, int64_t tensors) {
-  const bool whole_lines = q.element_size() >= 4 || (q.scalar_type() == ScalarType::BFloat16 && current_isa() == Isa::avx512_bf16);
-  return whole_lines && exceeds_cache(tensors * q.numel() * q.element_size());
+// Whether to write around the cache `tensors` as large as the output; kernels that write 16-bit numbers by half lines do not.
+bool writes_past_cache(const Tensor& out, int64_t tensors) {
+  const bool whole_lines =
+      out.element_size() >= 4 || (out.scalar_type() == ScalarType::BFloat16 && current_isa() == Isa::avx512_bf16);
+  return whole_lines && exceeds_cache(tensors * out.numel() * out.element_size());
 }
 
-Problem describe(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias,
-                 const std::optional<Tensor>& mask, double scale, bool causal) {
-  STD_TORCH_CHECK(q.dim() == 5 && q.is_cpu(), "temporal_attention: q must be a CPU tensor [B, T, N, H, D]");
+// q, k and v as three tensors, or, where k and v are not given, in q: [B, T, N, 3, H, D].
+struct Triple {
+  View<4> q, k, v;
+
+  Triple(const Tensor& q_, const std::optional<Tensor>& k_, const std::optional<Tensor>& v_) {
+    if (k_ && v_) {
+      q = View<4>(q_), k = View<4>(*k_), v = View<4>(*v_);
+      return;
+    }
+    View<4>* const parts[] = {&q, &k, &v};
+    for (int i = 0; i < 3; ++i) {
+      parts[i]->data = static_cast<char*>(q_.data_ptr()) + i * q_.stride(3) * q_.element_size();
+      for (int j = 0; j < 4; ++j) parts[i]->stride[j] = q_.stride(j < 3 ? j : 4);
+    }
+  }
+};
+
+Problem describe(const Tensor& q, const std::optional<Tensor>& k, const std::optional<Tensor>& v,
+                 const std::optional<Tensor>& bias, const std::optional<Tensor>& mask, double scale, bool causal) {
+  const bool packed = !k && !v;
+  STD_TORCH_CHECK(q.is_cpu() && (packed ? q.dim() == 6 && q.size(3) == 3 : k && v && q.dim() == 5),
+                  "temporal_attention: q must be a CPU tensor [B, T, N, H, D] with k and v, or [B, T, N, 3, H, D]");
   check_like(q, q, "q");
-  check_like(k, q, "k");
-  check_like(v, q, "v");
-  Problem p{q.size(0), q.size(1), q.size(2), q.size(3), q.size(4), View<4>(q), View<4>(k), View<4>(v), {}, {}, {}, {}, {},
+  if (!packed) check_like(*k, q, "k"), check_like(*v, q, "v");
+  const Triple qkv(q, k, v);
+  Problem p{q.size(0), q.size(1), q.size(2), q.size(packed + 3), q.size(packed + 4), qkv.q, qkv.k, qkv.v, {}, {}, {}, {}, {},
             nullptr, nullptr, scale, causal, false};
   const ScalarType sums = q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   if (bias) check_contiguous(*bias, p.heads * p.frames * p.frames, sums, "bias");
@@ -54,12 +78,13 @@ Scratch<accumulate_t<T>> lanes_of_bias(Problem& p, const std::optional<Tensor>& 
   return lanes;
 }
 
-void attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor> bias,
-               const std::optional<Tensor> mask, Tensor out, double scale, bool causal) {
+Tensor attention(const Tensor& q, const std::optional<Tensor> k, const std::optional<Tensor> v,
+                 const std::optional<Tensor> bias, const std::optional<Tensor> mask, double scale, bool causal,
+                 const std::string /*backend*/) {
   Problem p = describe(q, k, v, bias, mask, scale, causal);
-  check_like(out, q, "out");
+  Tensor out = empty_dense_like(k ? q : torch::stable::select(q, 3, 0));
   p.out = View<4>(out);
-  p.past_cache = writes_past_cache(q, 4);
+  p.past_cache = writes_past_cache(out, 4);
   for_dtype(q.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const auto lanes = lanes_of_bias<T>(p, bias);
@@ -68,20 +93,21 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::opt
     for_pieces(tokens, piece_count(tokens, p.frames * p.heads * p.dim * 4 * sizeof(T)),
                [&](int64_t, int64_t begin, int64_t end) { kernel(p, begin, end); });
   });
+  return out;
 }
 
-void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v,
-                        const std::optional<Tensor> bias, const std::optional<Tensor> mask, Tensor dq, Tensor dk, Tensor dv,
-                        Tensor dbias, double scale, bool causal) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
+    const Tensor& grad, const Tensor& q, const std::optional<Tensor> k, const std::optional<Tensor> v,
+    const std::optional<Tensor> bias, const std::optional<Tensor> mask, double scale, bool causal, bool want_bias,
+    const std::string /*backend*/) {
   Problem p = describe(q, k, v, bias, mask, scale, causal);
-  check_like(grad, q, "grad");
-  check_like(dq, q, "dq");
-  check_like(dk, q, "dk");
-  check_like(dv, q, "dv");
-  p.grad = View<4>(grad), p.dq = View<4>(dq), p.dk = View<4>(dk), p.dv = View<4>(dv);
-  p.past_cache = writes_past_cache(q, 7);
-  const bool want_bias = bias && dbias.numel() > 0;
-  if (want_bias) check_like(dbias, *bias, "dbias");
+  check_like(grad, k ? q : torch::stable::select(q, 3, 0), "grad");
+  STD_TORCH_CHECK(bias || !want_bias, "temporal_attention: no bias is given, so it has no gradient");
+  Tensor dq = empty_dense_like(q), dk = k ? empty_dense_like(*k) : empty_of(grad), dv = v ? empty_dense_like(*v) : empty_of(grad);
+  Tensor dbias = want_bias ? empty_dense_like(*bias) : empty_of(grad);
+  const Triple grads(dq, k ? std::optional(dk) : k, v ? std::optional(dv) : v);
+  p.grad = View<4>(grad), p.dq = grads.q, p.dk = grads.k, p.dv = grads.v;
+  p.past_cache = writes_past_cache(grad, 7);
   for_dtype(q.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = accumulate_t<T>;
@@ -104,22 +130,14 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
       }
     }
   });
+  return {dq, dk, dv, dbias};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(i2v_kernels_C, m) {
-  m.def(
-      "temporal_attention(Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, Tensor(a!) out, float scale, "
-      "bool causal) -> ()");
-  m.def(
-      "temporal_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, Tensor(a!) dq, "
-      "Tensor(b!) dk, Tensor(c!) dv, Tensor(d!) dbias, float scale, bool causal) -> ()");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CPU, m) {
-  m.impl("temporal_attention", TORCH_BOX(&attention));
-  m.impl("temporal_attention_backward", TORCH_BOX(&attention_backward));
+STABLE_TORCH_LIBRARY_IMPL(i2v_kernels, CPU, m) {
+  I2V_IMPL(m, temporal_attention, attention);
+  I2V_IMPL(m, temporal_attention_backward, attention_backward);
 }
 
 }  // namespace i2v

@@ -1,7 +1,10 @@
 // temporal_conv on the CPU: the entry points, over the kernels of cpu_kernels.h.
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "../common/cpu.h"
+#include "../common/dispatch.h"
 
 namespace i2v {
 
@@ -23,35 +26,46 @@ struct Problem {
 namespace i2v {
 namespace {
 
-Problem describe(const Tensor& x, const std::vector<int64_t>& kernel, int64_t height, int64_t width, int64_t prefix,
-                 bool copy_prefix) {
+Problem describe(const Tensor& x, const Tensor& weight, int64_t height, int64_t width, int64_t prefix,
+                 const std::string& prefix_mode) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "temporal_conv: x must be a CPU tensor [B, T, N, C]");
-  STD_TORCH_CHECK(kernel.size() == 3 && kernel[0] * kernel[1] * kernel[2] <= 343, "temporal_conv: at most 343 taps");
+  STD_TORCH_CHECK(weight.dim() == 5 && weight.size(0) == x.size(3) && weight.size(1) == 1 && weight.is_cpu() &&
+                      weight.scalar_type() == x.scalar_type(),
+                  "temporal_conv: weight must be [C, 1, kt, kh, kw] of x's dtype");
   STD_TORCH_CHECK(prefix >= 0 && prefix + height * width == x.size(2), "temporal_conv: prefix + H * W is not N");
   check_like(x, x, "x");
   const bool past_cache = exceeds_cache(2 * x.numel() * x.element_size());
-  return {x.size(0), x.size(1), x.size(2),   x.size(3),  kernel[0],  kernel[1], kernel[2], height, width,
-          prefix,    copy_prefix, past_cache, View<3>(x), {},        {},        nullptr,   nullptr};
+  return {x.size(0), x.size(1), x.size(2), x.size(3), weight.size(2), weight.size(3), weight.size(4), height, width, prefix,
+          prefix_mode == "copy", past_cache, View<3>(x), {}, {}, nullptr, nullptr};
+}
+
+// weight [C, 1, kt, kh, kw] as [taps, C], channels innermost as the tokens lie; the adjoint convolves with the kernel turned round.
+template <typename T>
+Scratch<accumulate_t<T>> taps_of(const Tensor& weight, bool turned) {
+  Scratch<accumulate_t<T>> taps(weight.numel());
+  const View<5> w(weight);
+  const int64_t channels = weight.size(0), kt = weight.size(2), kh = weight.size(3), kw = weight.size(4), count = kt * kh * kw;
+  for (int64_t tap = 0; tap < count; ++tap) {
+    const int64_t from = turned ? count - 1 - tap : tap, i = from / (kh * kw), j = from / kw % kh, k = from % kw;
+    const T* at = reinterpret_cast<const T*>(w.data) + i * w.stride[2] + j * w.stride[3] + k * w.stride[4];
+    for (int64_t c = 0; c < channels; ++c) taps.data()[tap * channels + c] = static_cast<accumulate_t<T>>(at[c * w.stride[0]]);
+  }
+  return taps;
 }
 
 template <typename T>
 Scratch<accumulate_t<T>> widened(const Tensor& t) {
   Scratch<accumulate_t<T>> out(t.numel());
   const T* from = static_cast<const T*>(t.const_data_ptr());
-  for (int64_t i = 0; i < t.numel(); ++i) out.data()[i] = static_cast<accumulate_t<T>>(from[i]);
+  for (int64_t i = 0; i < t.numel(); ++i) out.data()[i] = static_cast<accumulate_t<T>>(from[i * t.stride(0)]);
   return out;
 }
 
-void convolution(const Tensor& x, const Tensor& taps, const std::optional<Tensor> bias, Tensor out,
-                 const std::vector<int64_t> kernel, int64_t height, int64_t width, int64_t prefix, bool copy_prefix) {
-  Problem p = describe(x, kernel, height, width, prefix, copy_prefix);
-  check_like(out, x, "out");
-  check_contiguous(taps, p.kt * p.kh * p.kw * p.channels, x.scalar_type(), "taps");
-  if (bias) check_like(*bias, *bias, "bias"), check_contiguous(*bias, p.channels, x.scalar_type(), "bias");
-  p.out = View<3>(out);
-  for_dtype(x.scalar_type(), [&](auto* type) {
+// p.out = the convolution of p.x, or its adjoint.
+void convolve_into(Problem p, const Tensor& weight, const std::optional<Tensor>& bias, bool adjoint) {
+  for_dtype(weight.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto wide_taps = widened<T>(taps);
+    const auto wide_taps = taps_of<T>(weight, adjoint);
     const auto wide_bias = bias ? widened<T>(*bias) : Scratch<accumulate_t<T>>(0);
     p.taps = wide_taps.data();
     p.bias = bias ? wide_bias.data() : nullptr;
@@ -60,6 +74,17 @@ void convolution(const Tensor& x, const Tensor& taps, const std::optional<Tensor
     for_pieces(rows, piece_count(rows, p.channels * 2 * sizeof(T)),
                [&](int64_t, int64_t begin, int64_t end) { run(p, begin, end); });
   });
+}
+
+Tensor convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor> bias, int64_t height, int64_t width,
+                   int64_t prefix, const std::string prefix_mode, const std::string /*backend*/) {
+  Problem p = describe(x, weight, height, width, prefix, prefix_mode);
+  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == x.size(3) && bias->scalar_type() == x.scalar_type()),
+                  "temporal_conv: bias must be [C] of x's dtype");
+  Tensor out = empty_dense_like(x);
+  p.out = View<3>(out);
+  convolve_into(p, weight, bias, false);
+  return out;
 }
 
 // total[i] = sum over the pieces, in order; `order(i)` says where element i goes.
@@ -72,16 +97,11 @@ void add_pieces(const Scratch<accumulate_t<T>>& partial, int64_t pieces, int64_t
   }
 }
 
-void weight_gradient(const Tensor& grad, const Tensor& x, const std::optional<Tensor> dweight,
-                     const std::optional<Tensor> dbias, const std::vector<int64_t> kernel, int64_t height, int64_t width,
-                     int64_t prefix) {
-  Problem p = describe(x, kernel, height, width, prefix, false);
-  check_like(grad, x, "grad");
+// Either sum may be unwanted: an empty tensor then.
+void weight_sums_into(const Problem& p, Tensor dweight, Tensor dbias) {
   const int64_t taps = p.kt * p.kh * p.kw, weights = taps * p.channels;
-  if (dweight) check_contiguous(*dweight, weights, x.scalar_type(), "dweight");
-  if (dbias) check_contiguous(*dbias, p.channels, x.scalar_type(), "dbias");
-  p.grad = View<3>(grad);
-  for_dtype(x.scalar_type(), [&](auto* type) {
+  const bool want_weight = dweight.numel() > 0, want_bias = dbias.numel() > 0;
+  for_dtype(dweight.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = accumulate_t<T>;
     const auto run = I2V_PICK(weight_sums, T);
@@ -89,34 +109,48 @@ void weight_gradient(const Tensor& grad, const Tensor& x, const std::optional<Te
     // Summed per piece, then over the pieces in order: at most 16 MiB of partial sums.
     const int64_t most = std::clamp<int64_t>((16 << 20) / std::max<int64_t>(weights * sizeof(A), 1), 1, 64);
     const int64_t pieces = piece_count(items, p.frames * p.channels * 2 * sizeof(T), most);
-    Scratch<A> weight_parts(dweight ? pieces * weights : 0), bias_parts(dbias ? pieces * p.channels : 0);
+    Scratch<A> weight_parts(want_weight ? pieces * weights : 0), bias_parts(want_bias ? pieces * p.channels : 0);
     for_pieces(items, pieces, [&](int64_t piece, int64_t begin, int64_t end) {
-      run(p, begin, end, dweight ? weight_parts.data() + piece * weights : nullptr,
-          dbias ? bias_parts.data() + piece * p.channels : nullptr);
+      run(p, begin, end, want_weight ? weight_parts.data() + piece * weights : nullptr,
+          want_bias ? bias_parts.data() + piece * p.channels : nullptr);
     });
     const int64_t channels = p.channels;
-    if (dweight)
-      add_pieces<T>(weight_parts, pieces, weights, static_cast<T*>(dweight->data_ptr()),
+    if (want_weight)
+      add_pieces<T>(weight_parts, pieces, weights, static_cast<T*>(dweight.data_ptr()),
                     [=](int64_t i) { return i % channels * taps + i / channels; });
-    if (dbias)
-      add_pieces<T>(bias_parts, pieces, channels, static_cast<T*>(dbias->data_ptr()), [](int64_t i) { return i; });
+    if (want_bias)
+      add_pieces<T>(bias_parts, pieces, channels, static_cast<T*>(dbias.data_ptr()), [](int64_t i) { return i; });
   });
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                        const std::optional<Tensor> /*bias*/, int64_t height, int64_t width,
+                                                        int64_t prefix, const std::string prefix_mode,
+                                                        const std::vector<bool> wanted, const std::string /*backend*/) {
+  Problem p = describe(x, weight, height, width, prefix, prefix_mode);
+  check_like(grad, x, "grad");
+  STD_TORCH_CHECK(wanted.size() == 3, "temporal_conv: wanted names x, weight and bias");
+  Tensor dx = wanted[0] ? empty_dense_like(x) : empty_of(grad);
+  Tensor dweight = wanted[1] ? torch::stable::new_empty(weight, weight.sizes()) : empty_of(grad);
+  Tensor dbias = wanted[2] ? torch::stable::new_empty(weight, std::vector<int64_t>{weight.size(0)}) : empty_of(grad);
+  if (wanted[0]) {
+    Problem adjoint = p;
+    adjoint.x = View<3>(grad);
+    adjoint.out = View<3>(dx);
+    convolve_into(adjoint, weight, std::nullopt, true);
+  }
+  if (wanted[1] || wanted[2]) {
+    p.grad = View<3>(grad);
+    weight_sums_into(p, dweight, dbias);
+  }
+  return {dx, dweight, dbias};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(i2v_kernels_C, m) {
-  m.def(
-      "temporal_conv(Tensor x, Tensor taps, Tensor? bias, Tensor(a!) out, int[] kernel, int height, int width, int prefix, "
-      "bool copy_prefix) -> ()");
-  m.def(
-      "temporal_conv_weight_grad(Tensor grad, Tensor x, Tensor(a!)? dweight, Tensor(b!)? dbias, int[] kernel, int height, "
-      "int width, int prefix) -> ()");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CPU, m) {
-  m.impl("temporal_conv", TORCH_BOX(&convolution));
-  m.impl("temporal_conv_weight_grad", TORCH_BOX(&weight_gradient));
+STABLE_TORCH_LIBRARY_IMPL(i2v_kernels, CPU, m) {
+  I2V_IMPL(m, temporal_conv, convolution);
+  I2V_IMPL(m, temporal_conv_backward, convolution_backward);
 }
 
 }  // namespace i2v

@@ -5,9 +5,11 @@
 // The inputs of one output row: pointers to rows of x and of the weights.
 template <typename T>
 struct Taps {
-  const T* x[343];
-  const accumulate_t<T>* weight[343];
+  std::vector<const T*> x;
+  std::vector<const accumulate_t<T>*> weight;
   int64_t count = 0;
+
+  explicit Taps(const Problem& p) : x(p.kt * p.kh * p.kw), weight(x.size()) {}
 };
 
 template <typename T>
@@ -66,7 +68,7 @@ I2V_INLINE void convolve_row(const Problem& p, const Taps<T>& taps, T* out) {
 template <typename T>
 void convolve(const Problem& p, int64_t begin, int64_t end) {
   const bool over_grid = p.kh * p.kw > 1;
-  Taps<T> taps;
+  Taps<T> taps(p);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t b = i / (p.tokens * p.frames), rest = i % (p.tokens * p.frames);
     const int64_t n = over_grid ? rest % p.tokens : rest / p.frames, t = over_grid ? rest / p.tokens : rest % p.frames;

@@ -1,8 +1,10 @@
 // token_shift on the CPU: the entry point, over the kernels of cpu_kernels.h.
 
+#include <string>
 #include <vector>
 
 #include "../common/cpu.h"
+#include "../common/dispatch.h"
 #include "index.h"
 
 namespace i2v {
@@ -46,19 +48,25 @@ std::vector<Run> runs_of(const std::vector<int64_t>& channels, const std::vector
   return runs;
 }
 
-void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channels, const std::vector<int64_t> offsets,
-                 int64_t padding, int64_t start, int64_t stop, bool adjoint) {
+shift::Padding padding_of(const std::string& name) {
+  if (name == "zeros") return shift::zeros;
+  if (name == "edge") return shift::edge;
+  STD_TORCH_CHECK(name == "wrap", "token_shift: padding '", name, "' is not one of zeros, edge, wrap");
+  return shift::wrap;
+}
+
+Tensor shifted(const Tensor& x, const std::vector<int64_t>& channels, const std::vector<int64_t>& offsets,
+               const std::string& padding, int64_t start, int64_t stop, bool adjoint) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "token_shift: x must be a CPU tensor [B, T, N, C]");
   STD_TORCH_CHECK(channels.size() == offsets.size(), "token_shift: as many offsets as channels are needed");
-  STD_TORCH_CHECK(padding >= 0 && padding <= 2, "token_shift: padding ", padding, " is unknown");
   check_like(x, x, "x");
-  check_like(out, x, "out");
   int64_t named = 0;
   for (const int64_t count : channels) {
     STD_TORCH_CHECK(count >= 0 && count <= x.size(3) - named, "token_shift: the groups name more than ", x.size(3), " channels");
     named += count;
   }
-  const auto runs = runs_of(channels, offsets, static_cast<shift::Padding>(padding), adjoint, x.size(1), x.size(3));
+  Tensor out = empty_dense_like(x);
+  const auto runs = runs_of(channels, offsets, padding_of(padding), adjoint, x.size(1), x.size(3));
   const Problem p{x.size(0), x.size(1), x.size(2), x.size(3), start, stop, View<3>(x), View<3>(out), runs.data(),
                   static_cast<int64_t>(channels.size()) + 1, (x.size(2) + 15) / 16,
                   exceeds_cache(2 * x.numel() * x.element_size())};
@@ -69,16 +77,20 @@ void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channel
     for_pieces(items, piece_count(items, 2 * x.numel() * x.element_size() / std::max<int64_t>(items, 1)),
                [&](int64_t, int64_t first, int64_t last) { kernel(p, first, last); });
   });
+  return out;
+}
+
+template <bool adjoint>
+Tensor token_shift(const Tensor& x, const std::vector<int64_t> channels, const std::vector<int64_t> offsets,
+                   const std::string padding, int64_t start, int64_t stop, const std::string /*backend*/) {
+  return shifted(x, channels, offsets, padding, start, stop, adjoint);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(i2v_kernels_C, m) {
-  m.def(
-      "token_shift(Tensor x, Tensor(a!) out, int[] channels, int[] offsets, int padding, int start, int stop, bool adjoint) "
-      "-> ()");
+STABLE_TORCH_LIBRARY_IMPL(i2v_kernels, CPU, m) {
+  I2V_IMPL(m, token_shift, token_shift<false>);
+  I2V_IMPL(m, token_shift_backward, token_shift<true>);
 }
-
-STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CPU, m) { m.impl("token_shift", TORCH_BOX(&token_shift)); }
 
 }  // namespace i2v

@@ -1,4 +1,4 @@
-// token_shift on CUDA: one launch over the threads of cuda_thread.h. The schema stands in cpu.cpp.
+// token_shift on CUDA: one launch over the threads of cuda_thread.h. The schema stands in emulated.cpp.
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 

@@ -25,6 +25,9 @@ int64_t token_shift_vector_bytes(const Tensor& x, const Tensor& out, const std::
 
 STABLE_TORCH_LIBRARY_FRAGMENT(i2v_kernels_C, m) {
   m.def(
+      "token_shift(Tensor x, Tensor(a!) out, int[] channels, int[] offsets, int padding, int start, int stop, bool adjoint) "
+      "-> ()");  // cuda.cu
+  m.def(
       "token_shift_emulated(Tensor x, Tensor(a!) out, int[] channels, int[] offsets, int padding, int start, int stop, "
       "bool adjoint) -> ()");
   m.def("token_shift_vector_bytes(Tensor x, Tensor out, int[] channels) -> int");

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _extension
+
 LIBRARY = torch.library.Library("i2v_kernels", "DEF")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -34,14 +36,28 @@ if _FORCED and _FORCED not in BACKENDS:
 class Backend:
     """One implementation of an op.
 
-    ``forward`` takes the schema's arguments without the backend's name, ``backward`` those of the backward schema.
-    ``can_run`` takes the arguments of ``forward`` and returns None, or the reason why this backend cannot run them.
+    ``can_run`` takes the schema's arguments without the backend's name and returns None, or the reason why this backend
+    cannot run them. ``forward`` takes the same, ``backward`` those of the backward schema.
     """
 
     name: str
     can_run: Callable[..., str | None]
     forward: Callable[..., Tensor]
     backward: Callable[..., Any]
+
+
+def cpu_backend(op: str) -> Backend:
+    """The backend ``cpu``: csrc/<op>/cpu.cpp, which the extension registers at ``torch.ops.i2v_kernels.<op>`` itself."""
+
+    def can_run(*args: Any) -> str | None:
+        if args[0].device.type != "cpu":
+            return f"the tensors are on {args[0].device}"
+        return _extension.why_no_cpu()
+
+    def run(name: str) -> Callable[..., Any]:
+        return lambda *args: getattr(torch.ops.i2v_kernels, name)(*args, "cpu")
+
+    return Backend("cpu", can_run, run(op), run(f"{op}_backward"))
 
 
 @dataclass
@@ -72,14 +88,18 @@ class Op:
         self._recorder: list[tuple[Any, ...]] | None = None
         self._by_name = {backend.name: backend for backend in self.backends}
         for name, schema, run, fake in (
-            (self.name, self.schema, self._forward, self.fake),
-            (f"{self.name}_backward", self.backward_schema, self._backward, self.fake_backward),
+            (self.name, self.schema, self._forward, self._fake),
+            (f"{self.name}_backward", self.backward_schema, self._backward, lambda *args: self.fake_backward(*args[:-1])),
         ):
             arguments, returns = schema.split(" -> ")
             LIBRARY.define(f"{name}{arguments[:-1]}, str backend) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
-            for key in ("CPU", "CUDA"):
-                LIBRARY.impl(name, run, key)
-            torch.library.register_fake(f"i2v_kernels::{name}", _without_backend(fake), lib=LIBRARY)
+            LIBRARY.impl(name, run, "CUDA")
+            if "cpu" in self._by_name and _extension.why_no_cpu() is None:  # see csrc/common/dispatch.h
+                LIBRARY.define(f"{name}_by_name{arguments[:-1]}, str backend) -> {returns}")
+                LIBRARY.impl(f"{name}_by_name", run, "CPU")
+            else:
+                LIBRARY.impl(name, run, "CPU")
+            torch.library.register_fake(f"i2v_kernels::{name}", fake, lib=LIBRARY)
         LIBRARY.impl(self.name, self._autograd, "Autograd")
         self.forward_op = getattr(torch.ops.i2v_kernels, self.name).default
         self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
@@ -89,13 +109,18 @@ class Op:
         """Run the op; ``backend=None`` chooses."""
         if backend is not None and backend not in BACKENDS:
             raise ValueError(f"{self.name}: backend={backend!r} is not one of {', '.join(BACKENDS)}")
+        backend = backend or _FORCED
         if self._recorder is not None:
-            self._recorder.append((*args, backend or _FORCED))
+            self._recorder.append((*args, backend))
             return args[0]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.forward_op(*args, backend or _FORCED)
+        if torch.compiler.is_compiling():
+            return self.forward_op(*args, backend)  # _fake looks whether the backend can run
+        if backend:
+            self.choose(args, backend)
+        if torch.is_grad_enabled():
+            return self.forward_op(*args, backend)
         with torch._C._AutoDispatchBelowAutograd():  # nothing to record: spare the way through Python that would find so
-            return self.forward_op(*args, backend or _FORCED)
+            return self.forward_op(*args, backend)
 
     @contextmanager
     def recording(self, calls: list[tuple[Any, ...]]) -> Iterator[None]:
@@ -125,6 +150,11 @@ class Op:
                 return backend
         raise NotImplementedError(f"{self.name}: no backend can run this call; see i2v_kernels.explain")
 
+    def _fake(self, *args: Any) -> Tensor:
+        if args[-1] and args[0].device.type != "meta":
+            self.choose(args[:-1], args[-1])
+        return self.fake(*args[:-1])
+
     def _forward(self, *args: Any) -> Tensor:
         return self.choose(args[:-1], args[-1]).forward(*args[:-1])
 
@@ -140,13 +170,6 @@ class Op:
     @property
     def _arity(self) -> int:
         return len(self.forward_op._schema.arguments) - 1
-
-
-def _without_backend(fake: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
-        return fake(*args[:-1])
-
-    return run
 
 
 def _autograd_function(op: Op) -> Any:

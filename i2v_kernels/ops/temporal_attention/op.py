@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _extension
 from .. import checks
-from ..base import Backend, Op, accumulate_dtype, reference_backend, triton_backend
+from ..base import Op, accumulate_dtype, cpu_backend, reference_backend, triton_backend
 from . import reference
-from .packing import empty_grads, empty_output, unpacked
+from .packing import empty_grads, empty_output
 
 NAME = "temporal_attention"
 LAYOUT, PACKED = "[B, T, N, H, D]", "[B, T, N, 3, H, D]"
@@ -85,32 +84,6 @@ def temporal_attention(
     return _OP(q, k, v, bias, mask, float(scale), causal, backend=backend)
 
 
-def _cpu_can_run(q: Tensor, *_: Any) -> str | None:
-    if q.device.type != "cpu":
-        return f"the tensors are on {q.device}"
-    if q.shape[1] > 128 or q.shape[-1] > 256:
-        return f"T={q.shape[1]}, D={q.shape[-1]}: the kernel holds at most T=128, D=256"
-    return _extension.why_no_cpu()
-
-
-def _cpu_forward(
-    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Any, mask: Any, scale: float, causal: bool
-) -> Tensor:
-    out = empty_output(q)
-    _extension.compiled("temporal_attention")(*unpacked(q, k, v), bias, mask, out, scale, causal)
-    return out
-
-
-def _cpu_backward(
-    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, bias: Any, mask: Any, scale: float, causal: bool,
-    bias_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dq, dk, dv, dbias = grads = empty_grads(grad, q, k, v, bias, bias_grad)
-    kernel = _extension.compiled("temporal_attention_backward")
-    kernel(grad, *unpacked(q, k, v), bias, mask, *unpacked(dq, dk, dv), dbias, scale, causal)
-    return grads
-
-
 def _triton_limits(q: Tensor, *_: Any) -> str | None:
     if q.dtype == torch.float64:
         return "float64: only reference and cpu compute in double precision"
@@ -140,7 +113,7 @@ _OP = Op(
     "bool bias_grad) -> (Tensor, Tensor, Tensor, Tensor)",
     backends=(
         reference_backend(reference.forward, differentiable=(0, 1, 2, 3), empty=empty_output),
-        Backend("cpu", _cpu_can_run, _cpu_forward, _cpu_backward),
+        cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
     ),
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _extension
 from .. import checks
-from ..base import Backend, Op, empty_dense_like, reference_backend, triton_backend
+from ..base import Op, cpu_backend, empty_dense_like, reference_backend, triton_backend
 from . import reference
 
 NAME = "temporal_conv"
@@ -77,40 +76,6 @@ def temporal_conv(
     return _OP(x, weight, bias, height, width, prefix, prefix_mode, backend=backend)
 
 
-def _taps(weight: Tensor) -> Tensor:
-    """``[C, 1, kt, kh, kw]`` -> ``[kt * kh * kw, C]``, contiguous: channels innermost, as the tokens lie."""
-    return weight.reshape(weight.shape[0], -1).t().contiguous()
-
-
-def _cpu_can_run(x: Tensor, *_: Any) -> str | None:
-    if x.device.type != "cpu":
-        return f"the tensors are on {x.device}"
-    return _extension.why_no_cpu()
-
-
-def _cpu_forward(
-    x: Tensor, weight: Tensor, bias: Any, height: int, width: int, prefix: int, prefix_mode: str
-) -> Tensor:
-    out = empty_dense_like(x)
-    kernel = list(weight.shape[2:])
-    _extension.compiled("temporal_conv")(x, _taps(weight), bias, out, kernel, height, width, prefix, prefix_mode == "copy")
-    return out
-
-
-def _cpu_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Any, height: int, width: int, prefix: int, prefix_mode: str, wanted: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = _empty_grads(grad, x, weight, bias, height, width, prefix, prefix_mode, wanted)
-    kernel, copy = list(weight.shape[2:]), prefix_mode == "copy"
-    if wanted[0]:  # the adjoint of a "same" convolution is the convolution with the kernel turned round
-        flipped = weight.flip(2, 3, 4)
-        _extension.compiled("temporal_conv")(grad, _taps(flipped), None, dx, kernel, height, width, prefix, copy)
-    if wanted[1] or wanted[2]:
-        sums = _extension.compiled("temporal_conv_weight_grad")
-        sums(grad, x, dweight if wanted[1] else None, dbias if wanted[2] else None, kernel, height, width, prefix)
-    return dx, dweight, dbias
-
-
 def _empty_grads(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Any, height: int, width: int, prefix: int, prefix_mode: str, wanted: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,7 +117,7 @@ _OP = Op(
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool[3] wanted) -> (Tensor, Tensor, Tensor)",
     backends=(
         reference_backend(reference.forward, differentiable=(0, 1, 2)),
-        Backend("cpu", _cpu_can_run, _cpu_forward, _cpu_backward),
+        cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
     ),
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import _extension
 from .. import checks
-from ..base import Backend, Op, empty_dense_like, reference_backend, triton_backend
+from ..base import Backend, Op, cpu_backend, empty_dense_like, reference_backend, triton_backend
 from . import reference
 
 NAME = "token_shift"
@@ -62,19 +62,13 @@ def token_shift(
     return _OP(x, channels, offsets, padding, start, stop, backend=backend)
 
 
-def _cpu_can_run(x: Tensor, *_: Any) -> str | None:
-    if x.device.type != "cpu":
-        return f"the tensor is on {x.device}"
-    return _extension.why_no_cpu()
-
-
-def _compiled_forward(x: Tensor, channels: Any, offsets: Any, padding: str, start: int, stop: int) -> Tensor:
+def _cuda_forward(x: Tensor, channels: Any, offsets: Any, padding: str, start: int, stop: int) -> Tensor:
     out = empty_dense_like(x)
     _extension.compiled("token_shift")(x, out, channels, offsets, PADDINGS.index(padding), start, stop, False)
     return out
 
 
-def _compiled_backward(grad: Tensor, channels: Any, offsets: Any, padding: str, start: int, stop: int) -> Tensor:
+def _cuda_backward(grad: Tensor, channels: Any, offsets: Any, padding: str, start: int, stop: int) -> Tensor:
     out = empty_dense_like(grad)
     _extension.compiled("token_shift")(grad, out, channels, offsets, PADDINGS.index(padding), start, stop, True)
     return out
@@ -106,9 +100,9 @@ _OP = Op(
     backward_schema="(Tensor grad, int[] channels, int[] offsets, str padding, SymInt start, SymInt stop) -> Tensor",
     backends=(
         reference_backend(reference.forward, (0,), reference.adjoint),
-        Backend("cpu", _cpu_can_run, _compiled_forward, _compiled_backward),
+        cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
-        Backend("cuda", _cuda_can_run, _compiled_forward, _compiled_backward),
+        Backend("cuda", _cuda_can_run, _cuda_forward, _cuda_backward),
     ),
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     by_name_only={"cuda": "not yet verified on a GPU (proof step 7): ask for it by name"},
