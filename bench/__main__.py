@@ -24,7 +24,7 @@ from torch import Tensor
 import i2v_kernels as i2v
 from i2v_kernels.testing import OPINFOS, OpInfo, Sample
 
-from .measure import copy_ceiling, interleaved
+from .measure import TUNABLES, copy_ceiling, interleaved
 from .peers import PEERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -179,4 +179,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if not TUNABLES.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, os.environ | TUNABLES)
     sys.exit(main())

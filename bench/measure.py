@@ -17,6 +17,10 @@ from functools import partial
 import torch
 
 WARM_SECONDS = 3e-3
+# glibc's cache for small blocks keeps the odd rest beside a large one from being joined to it again. Outputs then take turns on
+# several blocks, or stay on one that the cache holds, by chance: for one candidate and not for the next. Without it all meet
+# the same block, the one freed last. It must be in the environment when the process starts.
+TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ def copy_ceiling(traffic: int, device: str, seconds: float = 1.0) -> float:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc give no freed memory back: page faults at the next call's output would cost more than any op here."""
+    """Have glibc give no freed memory back: page faults at the next call's output would cost more than any op here. See also
+    ``TUNABLES``.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_max = -1, -4
@@ -81,7 +87,6 @@ def _once_on_cpu(call: Callable[[], object], cold: bool) -> float:
     end = time.perf_counter() + (0.0 if cold else WARM_SECONDS)
     while time.perf_counter() < end:
         call()
-    torch.empty(1 << 14)  # makes glibc sort its free blocks: every candidate then gets the one freed last, warm in the cache
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1e3

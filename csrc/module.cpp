@@ -44,7 +44,7 @@ void set_isa(Isa isa) { chosen().store(isa); }
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled kernels of i2v_kernels; importing it registers torch.ops.i2v_kernels_C.*";
+  m.doc() = "Compiled kernels of i2v_kernels; importing it registers them with PyTorch";
   m.def(
       "build_info",
       [] {

@@ -20,7 +20,8 @@ struct Problem {
   const Run* runs;  // [frames, run_count]: the groups' and one for the channels that stay
   int64_t run_count;
   int64_t blocks;   // of tokens, in a clip
-  bool past_cache;  // input and output together exceed a usual last-level cache: write around it
+  bool past_cache;  // input and output together exceed a usual last-level cache: write around it,
+  int64_t kept;     // except these of every 16 blocks: as much of the output as fits beside the input
 };
 
 }  // namespace i2v
@@ -34,6 +35,7 @@ namespace {
 std::vector<Run> runs_of(const std::vector<int64_t>& channels, const std::vector<int64_t>& offsets, shift::Padding padding,
                          bool adjoint, int64_t frames, int64_t all_channels) {
   std::vector<Run> runs;
+  runs.reserve(frames * (channels.size() + 1));
   for (int64_t t = 0; t < frames; ++t) {
     int64_t first = 0;
     for (size_t g = 0; g < channels.size(); first += channels[g++]) {
@@ -65,16 +67,17 @@ Tensor shifted(const Tensor& x, const std::vector<int64_t>& channels, const std:
     STD_TORCH_CHECK(count >= 0 && count <= x.size(3) - named, "token_shift: the groups name more than ", x.size(3), " channels");
     named += count;
   }
-  Tensor out = empty_dense_like(x);
   const auto runs = runs_of(channels, offsets, padding_of(padding), adjoint, x.size(1), x.size(3));
+  Tensor out = empty_dense_like(x);
+  const int64_t bytes = x.numel() * x.element_size();
   const Problem p{x.size(0), x.size(1), x.size(2), x.size(3), start, stop, View<3>(x), View<3>(out), runs.data(),
                   static_cast<int64_t>(channels.size()) + 1, (x.size(2) + 15) / 16,
-                  exceeds_cache(2 * x.numel() * x.element_size())};
+                  exceeds_cache(2 * bytes), std::clamp<int64_t>(16 * ((28 << 20) - bytes) / std::max<int64_t>(bytes, 1), 0, 16)};
   for_dtype(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const auto kernel = p.past_cache ? I2V_PICK(shift_blocks, T) : I2V_PICK(shift_rows, T);
     const int64_t items = p.batch * (p.past_cache ? p.blocks : p.frames * p.tokens);
-    for_pieces(items, piece_count(items, 2 * x.numel() * x.element_size() / std::max<int64_t>(items, 1)),
+    for_pieces(items, piece_count(items, 2 * bytes / std::max<int64_t>(items, 1)),
                [&](int64_t, int64_t first, int64_t last) { kernel(p, first, last); });
   });
   return out;

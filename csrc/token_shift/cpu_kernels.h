@@ -46,15 +46,15 @@ I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t frames, in
 }
 
 template <typename T>
-I2V_INLINE void shift_row(const Problem& p, int64_t b, int64_t t, int64_t n) {
+I2V_INLINE void shift_row(const Problem& p, int64_t b, int64_t t, int64_t n, bool past_cache) {
   T* out = row_of<T>(p.out, b, t, n);
   if (n < p.start || n >= p.stop) {
-    copy_run(out, row_of<const T>(p.x, b, t, n), p.channels, p.past_cache);
+    copy_run(out, row_of<const T>(p.x, b, t, n), p.channels, past_cache);
     return;
   }
   for (const Run* run = p.runs + t * p.run_count; run != p.runs + (t + 1) * p.run_count; ++run) {
     const T* from = row_of<const T>(p.x, b, run->from, n) + run->first;
-    if (run->frames == 1) copy_run(out + run->first, from, run->count, p.past_cache);
+    if (run->frames == 1) copy_run(out + run->first, from, run->count, past_cache);
     else sum_run(out + run->first, from, p.x.stride[1], run->frames, run->count);
   }
 }
@@ -65,7 +65,7 @@ void shift_rows(const Problem& p, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end;) {
     const int64_t b = row / p.tokens / p.frames, t = row / p.tokens % p.frames, first = row % p.tokens;
     const int64_t last = std::min(p.tokens, first + end - row);
-    for (int64_t n = first; n < last; ++n, ++row) shift_row<T>(p, b, t, n);
+    for (int64_t n = first; n < last; ++n, ++row) shift_row<T>(p, b, t, n, false);
   }
 }
 
@@ -87,7 +87,7 @@ void shift_blocks(const Problem& p, int64_t begin, int64_t end) {
     for (int64_t t = 0; t < p.frames; ++t) {
       for (int64_t n = first; n < last; ++n) {
         if (t + 2 < p.frames) fetch_row<T>(p, b, t + 2, n);
-        shift_row<T>(p, b, t, n);
+        shift_row<T>(p, b, t, n, i % 16 >= p.kept);
       }
     }
   }
