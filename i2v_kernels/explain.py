@@ -49,7 +49,7 @@ def explain(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Explanation
         if why_not is not None:
             reasons[name] = f"cannot: {why_not}"
         elif name == chosen:
-            reasons[name] = "asked for by name" if requested else "first choice that can run"
+            reasons[name] = "asked for by name" if kwargs.get("backend") or base.FORCED else "first choice that can run"
         elif name in found.by_name_only:
             reasons[name] = found.by_name_only[name]
         else:

@@ -1,6 +1,7 @@
 // temporal_attention on the CPU: the entry points, over the kernels of cpu_kernels.h.
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "../common/cpu.h"
 #include "../common/dispatch.h"
@@ -8,13 +9,15 @@
 namespace i2v {
 
 struct Problem {
-  int64_t batch, frames, tokens, heads, dim;
+  int64_t batch, queries, keys, tokens, heads, dim;  // queries and keys: their numbers of frames
   View<4> q, k, v, out, grad, dq, dk, dv;
-  const void* bias_lanes;  // see arrange_bias
-  const bool* mask;        // [B, T]
-  double scale;
-  bool causal;
-  bool past_cache;  // what is read and written exceeds a usual last-level cache: write around it
+  const int64_t* offsets = nullptr;  // [H]
+  double scale = 1;
+  int64_t left = -1, right = -1;  // the window; negative: no limit
+  const void* bias_lanes = nullptr;  // see arrange_bias
+  const bool* mask = nullptr;        // [B, Tk]
+  void* lse = nullptr;               // [B, Tq, N, H]
+  bool past_cache = false;  // what is read and written exceeds a usual last-level cache: write around it
 };
 
 }  // namespace i2v
@@ -49,20 +52,33 @@ struct Triple {
   }
 };
 
-Problem describe(const Tensor& q, const std::optional<Tensor>& k, const std::optional<Tensor>& v,
-                 const std::optional<Tensor>& bias, const std::optional<Tensor>& mask, double scale, bool causal) {
+using Tensors = std::optional<Tensor>;
+using Offsets = std::optional<std::vector<int64_t>>;
+
+Problem describe(const Tensor& q, const Tensors& k, const Tensors& v, const Tensors& bias, const Tensors& mask,
+                 const Offsets& offsets, double scale, int64_t left, int64_t right) {
   const bool packed = !k && !v;
-  STD_TORCH_CHECK(q.is_cpu() && (packed ? q.dim() == 6 && q.size(3) == 3 : k && v && q.dim() == 5),
+  STD_TORCH_CHECK(q.is_cpu() && (packed ? q.dim() == 6 && q.size(3) == 3 : k && v && q.dim() == 5 && k->dim() == 5),
                   "temporal_attention: q must be a CPU tensor [B, T, N, H, D] with k and v, or [B, T, N, 3, H, D]");
   check_like(q, q, "q");
-  if (!packed) check_like(*k, q, "k"), check_like(*v, q, "v");
+  if (!packed) {
+    for (const int64_t i : {0, 2, 3, 4})
+      STD_TORCH_CHECK(k->size(i) == q.size(i), "temporal_attention: k must have q's shape but for its frames");
+    check_like(*k, *k, "k"), check_like(*v, *k, "v");
+    STD_TORCH_CHECK(k->scalar_type() == q.scalar_type(), "temporal_attention: k has another dtype than q");
+  }
+  Problem p{q.size(0), q.size(1), packed ? q.size(1) : k->size(1), q.size(2), q.size(packed + 3), q.size(packed + 4)};
   const Triple qkv(q, k, v);
-  Problem p{q.size(0), q.size(1), q.size(2), q.size(packed + 3), q.size(packed + 4), qkv.q, qkv.k, qkv.v, {}, {}, {}, {}, {},
-            nullptr, nullptr, scale, causal, false};
+  p.q = qkv.q, p.k = qkv.k, p.v = qkv.v;
+  p.scale = scale, p.left = left, p.right = right;
+  if (offsets) {
+    STD_TORCH_CHECK(static_cast<int64_t>(offsets->size()) == p.heads, "temporal_attention: one offset for each head is needed");
+    p.offsets = offsets->data();
+  }
   const ScalarType sums = q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  if (bias) check_contiguous(*bias, p.heads * p.frames * p.frames, sums, "bias");
+  if (bias) check_contiguous(*bias, p.heads * p.queries * p.keys, sums, "bias");
   if (mask) {
-    check_contiguous(*mask, p.batch * p.frames, ScalarType::Bool, "mask");
+    check_contiguous(*mask, p.batch * p.keys, ScalarType::Bool, "mask");
     p.mask = static_cast<const bool*>(mask->const_data_ptr());
   }
   return p;
@@ -78,29 +94,33 @@ Scratch<accumulate_t<T>> lanes_of_bias(Problem& p, const std::optional<Tensor>& 
   return lanes;
 }
 
-Tensor attention(const Tensor& q, const std::optional<Tensor> k, const std::optional<Tensor> v,
-                 const std::optional<Tensor> bias, const std::optional<Tensor> mask, double scale, bool causal,
-                 const std::string /*backend*/) {
-  Problem p = describe(q, k, v, bias, mask, scale, causal);
+std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensors k, const Tensors v, const Tensors bias,
+                                     const Tensors mask, const Offsets offsets, double scale, int64_t left, int64_t right,
+                                     bool want_lse, const std::string /*backend*/) {
+  Problem p = describe(q, k, v, bias, mask, offsets, scale, left, right);
   Tensor out = empty_dense_like(k ? q : torch::stable::select(q, 3, 0));
+  const ScalarType sums = q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const std::vector<int64_t> nothing{0}, rows{p.batch, p.queries, p.tokens, p.heads};
+  Tensor lse = torch::stable::new_empty(q, want_lse ? rows : nothing, sums);
   p.out = View<4>(out);
+  if (want_lse) p.lse = lse.data_ptr();
   p.past_cache = writes_past_cache(out, 4);
   for_dtype(q.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const auto lanes = lanes_of_bias<T>(p, bias);
     const auto kernel = I2V_PICK(forward, T);
     const int64_t tokens = p.batch * p.tokens;
-    for_pieces(tokens, piece_count(tokens, p.frames * p.heads * p.dim * 4 * sizeof(T)),
+    for_pieces(tokens, piece_count(tokens, (p.queries + p.keys) * p.heads * p.dim * 2 * sizeof(T)),
                [&](int64_t, int64_t begin, int64_t end) { kernel(p, begin, end); });
   });
-  return out;
+  return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
-    const Tensor& grad, const Tensor& q, const std::optional<Tensor> k, const std::optional<Tensor> v,
-    const std::optional<Tensor> bias, const std::optional<Tensor> mask, double scale, bool causal, bool want_bias,
-    const std::string /*backend*/) {
-  Problem p = describe(q, k, v, bias, mask, scale, causal);
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& q, const Tensors k,
+                                                              const Tensors v, const Tensors bias, const Tensors mask,
+                                                              const Offsets offsets, double scale, int64_t left,
+                                                              int64_t right, bool want_bias, const std::string /*backend*/) {
+  Problem p = describe(q, k, v, bias, mask, offsets, scale, left, right);
   check_like(grad, k ? q : torch::stable::select(q, 3, 0), "grad");
   STD_TORCH_CHECK(bias || !want_bias, "temporal_attention: no bias is given, so it has no gradient");
   Tensor dq = empty_dense_like(q), dk = k ? empty_dense_like(*k) : empty_of(grad), dv = v ? empty_dense_like(*v) : empty_of(grad);
@@ -113,10 +133,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     using A = accumulate_t<T>;
     const auto lanes = lanes_of_bias<T>(p, bias);
     const auto kernel = I2V_PICK(backward, T);
-    const int64_t tokens = p.batch * p.tokens, square = p.heads * p.frames * p.frames;
+    const int64_t tokens = p.batch * p.tokens, square = p.heads * p.queries * p.keys;
     // Bias gradients are summed per piece, then over the pieces in order: at most 16 MiB of partial sums.
     const int64_t most = want_bias ? std::max<int64_t>(1, std::min<int64_t>(128, (16 << 20) / (square * sizeof(A)))) : 128;
-    const int64_t pieces = piece_count(tokens, p.frames * p.heads * p.dim * 7 * sizeof(T), most);
+    const int64_t pieces = piece_count(tokens, (3 * p.queries + 4 * p.keys) * p.heads * p.dim * sizeof(T), most);
     Scratch<A> partial(want_bias ? pieces * square : 0);
     for_pieces(tokens, pieces, [&](int64_t piece, int64_t begin, int64_t end) {
       kernel(p, begin, end, want_bias ? partial.data() + piece * square : nullptr);

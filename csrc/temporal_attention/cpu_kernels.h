@@ -1,5 +1,5 @@
 // One (clip, token, head) is a sequence of T frames of D numbers. A worker copies G sequences into its first-level cache,
-// computes their T x T scores, and turns them with the frames of the queries in the vector's lanes: then softmax needs no
+// computes their scores, queries by keys, and turns them with the frames of the queries in the vector's lanes: then softmax needs no
 // sum across lanes, and short sequences fill a vector together (G * T lanes).
 // Included by for_each_isa.h inside the namespace of an instruction set.
 
@@ -9,26 +9,36 @@ struct Layout {
   static constexpr int rows = W < 4 ? W : 4;  // a block of dot products: `rows` queries by `columns` keys fills one vector
   static constexpr int columns = W / rows;
 
-  int64_t frames, padded_frames, dim, padded_dim, group, lane_count;
+  int64_t queries, keys, padded_queries, padded_keys, dim, padded_dim, group, lane_count;
 
+  // With offsets each head has its own valid keys, so no two share a vector.
   explicit Layout(const Problem& p)
-      : frames(p.frames),
-        padded_frames((p.frames + 3) / 4 * 4),
+      : queries(p.queries),
+        keys(p.keys),
+        padded_queries((p.queries + 3) / 4 * 4),
+        padded_keys((p.keys + 3) / 4 * 4),
         dim(p.dim),
         padded_dim((p.dim + W - 1) / W * W),
-        group(std::max<int64_t>(1, W / padded_frames)),
-        lane_count((group * padded_frames + W - 1) / W * W) {}
+        group(p.offsets ? 1 : std::max<int64_t>(1, W / padded_queries)),
+        lane_count((group * padded_queries + W - 1) / W * W) {}
 
-  int64_t sequence() const { return padded_frames * padded_dim; }  // elements of one copied sequence
-  int64_t square() const { return padded_frames * lane_count; }    // elements of the group's scores
+  int64_t query_sequence() const { return padded_queries * padded_dim; }  // elements of one copied sequence
+  int64_t key_sequence() const { return padded_keys * padded_dim; }
+  int64_t square() const { return padded_keys * lane_count; }  // elements of the group's scores
 };
+
+// The frame that a head with this offset reads as its key `s`.
+I2V_INLINE int64_t source(int64_t s, int64_t offset, int64_t frames) { return std::clamp<int64_t>(s + offset, 0, frames - 1); }
+
+I2V_INLINE int64_t offset_of(const Problem& p, int64_t h) { return p.offsets ? p.offsets[h] : 0; }
 
 // `ahead` elements further lies what the next call will copy: frames are too far apart for the hardware to foresee it.
 template <typename T, typename A>
-I2V_INLINE void copy_in(const Layout<A>& l, const T* source, int64_t stride, int64_t ahead, A* target) {
+I2V_INLINE void copy_in(const Layout<A>& l, const T* frames, int64_t count, int64_t offset, int64_t stride, int64_t ahead,
+                        A* target) {
   const int W = Layout<A>::W;
-  for (int64_t t = 0; t < l.frames; ++t) {
-    const T* row = source + t * stride;
+  for (int64_t t = 0; t < count; ++t) {
+    const T* row = frames + source(t, offset, count) * stride;
     A* to = target + t * l.padded_dim;
     int64_t d = 0;
     for (int64_t line = 0; line < l.dim; line += 64 / sizeof(T)) __builtin_prefetch(row + ahead + line, 0, 2);
@@ -41,8 +51,8 @@ I2V_INLINE void copy_in(const Layout<A>& l, const T* source, int64_t stride, int
 template <typename A>
 I2V_INLINE void dot_products(const Layout<A>& l, const A* a, const A* b, A* out) {
   constexpr int R = Layout<A>::rows, C = Layout<A>::columns, W = Layout<A>::W;
-  for (int64_t i = 0; i < l.frames; i += R) {
-    for (int64_t j = 0; j < l.frames; j += C) {
+  for (int64_t i = 0; i < l.queries; i += R) {
+    for (int64_t j = 0; j < l.keys; j += C) {
       Vec<A> sum[W] = {};
       for (int64_t d = 0; d < l.padded_dim; d += W) {
         Vec<A> rows[R];
@@ -63,35 +73,41 @@ I2V_INLINE void dot_products(const Layout<A>& l, const A* a, const A* b, A* out)
   }
 }
 
-// Scores to probabilities, in place. `lane_frame[lane]` is the query's frame, `bias[j][lane]` is added, `valid[j]` masks.
+// Scores to probabilities, in place. `frame[lane]` is the query's frame among the keys, `bias[j][lane]` is added; `valid[j]`
+// masks what is read as key j. `lse` receives each lane's logarithm of the sum if it is wanted.
 template <typename A>
-I2V_INLINE void softmax(const Layout<A>& l, const A* lane_frame, A scale, const A* bias, const bool* valid, bool causal,
-                        A* scores) {
+I2V_INLINE void softmax(const Problem& p, const Layout<A>& l, const A* lane_frame, const A* bias, const bool* valid,
+                        int64_t offset, A* scores, A* lse) {
   constexpr int W = Layout<A>::W;
-  const Vec<A> minus_infinity = broadcast(-std::numeric_limits<A>::infinity());
+  constexpr A infinity = std::numeric_limits<A>::infinity();
+  const Vec<A> minus_infinity = broadcast(-infinity);
+  const A scale = A(p.scale), left = p.left < 0 ? infinity : A(p.left), right = p.right < 0 ? infinity : A(p.right);
   for (int64_t lane = 0; lane < l.lane_count; lane += W) {
-    const Vec<A> frame = load(lane_frame + lane);
+    const Vec<A> frame = load(lane_frame + lane), first = frame - left, last = frame + right;
     Vec<A> most = minus_infinity;
     typename VecOf<A>::index any = {};
-    for (int64_t j = 0; j < l.frames; ++j) {
+    for (int64_t j = 0; j < l.keys; ++j) {
       A* at = scores + j * l.lane_count + lane;
       Vec<A> x = load(at) * scale;
       if (bias) x += load(bias + j * l.lane_count + lane);
-      const auto seen = (frame >= (causal ? A(j) : A(-1))) & (valid && !valid[j] ? 0 : -1);
+      const auto seen = (first <= A(j)) & (last >= A(j)) & (valid && !valid[source(j, offset, l.keys)] ? 0 : -1);
       x = seen ? x : minus_infinity;
       any |= seen;
       most = x > most ? x : most;
       store<A>(at, x);
     }
     Vec<A> sum = {};
-    for (int64_t j = 0; j < l.frames; ++j) {
+    for (int64_t j = 0; j < l.keys; ++j) {
       A* at = scores + j * l.lane_count + lane;
       const Vec<A> e = exp_nonpositive(load(at) - most);
       sum += e;
       store<A>(at, e);
     }
+    if (lse)
+      for (int i = 0; i < W; ++i)
+        lse[lane + i] = !any[i] ? -infinity : most[i] == infinity ? infinity : most[i] + std::log(sum[i]);
     const Vec<A> inverse = A(1) / sum;
-    for (int64_t j = 0; j < l.frames; ++j) {
+    for (int64_t j = 0; j < l.keys; ++j) {
       A* at = scores + j * l.lane_count + lane;
       const Vec<A> p = load(at) * inverse;
       store<A>(at, any ? p : Vec<A>{});  // a query that sees no frame gives zeros
@@ -99,25 +115,42 @@ I2V_INLINE void softmax(const Layout<A>& l, const A* lane_frame, A scale, const 
   }
 }
 
-// out[r] = scale * sum_c weight[r * row_step + c * column_step] * in[c], for NV vectors of the dimension from d on.
+// Weights of sums: weight[r * row_step + c * column_step] for output row r and input row c.
+template <typename A>
+struct Weights {
+  const A* weight;
+  int64_t row_step, column_step, rows, columns;
+};
+
+// Over keys, for each query; and over queries, for each key: `weight` points to the sequence's first lane.
+template <typename A>
+I2V_INLINE Weights<A> over_keys(const Layout<A>& l, const A* weight) {
+  return {weight, 1, l.lane_count, l.queries, l.keys};
+}
+template <typename A>
+I2V_INLINE Weights<A> over_queries(const Layout<A>& l, const A* weight) {
+  return {weight, l.lane_count, 1, l.keys, l.queries};
+}
+
+// out[r] = scale * sum_c weight[r, c] * in[c], for NV vectors of the dimension from d on.
 template <int NV, typename T, typename A>
-I2V_INLINE void mix_columns(const Layout<A>& l, const A* weight, int64_t row_step, int64_t column_step, const A* in, A scale,
-                            T* out, int64_t out_stride, int64_t d, bool past_cache) {
+I2V_INLINE void mix_columns(const Layout<A>& l, const Weights<A>& w, const A* in, A scale, T* out, int64_t out_stride,
+                            int64_t d, bool past_cache) {
   constexpr int W = Layout<A>::W, R = 4;
-  for (int64_t r0 = 0; r0 < l.frames; r0 += R) {
+  for (int64_t r0 = 0; r0 < w.rows; r0 += R) {
     Vec<A> sum[R][NV] = {};
-    for (int64_t c = 0; c < l.frames; ++c) {
+    for (int64_t c = 0; c < w.columns; ++c) {
       Vec<A> x[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) x[v] = load(in + c * l.padded_dim + d + v * W);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        const Vec<A> w = broadcast(weight[(r0 + r) * row_step + c * column_step]);
+        const Vec<A> weight = broadcast(w.weight[(r0 + r) * w.row_step + c * w.column_step]);
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[r][v] += w * x[v];
+        for (int v = 0; v < NV; ++v) sum[r][v] += weight * x[v];
       }
     }
-    for (int r = 0; r < R && r0 + r < l.frames; ++r) {
+    for (int r = 0; r < R && r0 + r < w.rows; ++r) {
       T* row = out + (r0 + r) * out_stride + d;
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
@@ -130,13 +163,26 @@ I2V_INLINE void mix_columns(const Layout<A>& l, const A* weight, int64_t row_ste
 }
 
 template <typename T, typename A>
-I2V_INLINE void mix(const Layout<A>& l, const A* weight, int64_t row_step, int64_t column_step, const A* in, A scale, T* out,
-                    int64_t out_stride, bool past_cache) {
+I2V_INLINE void mix(const Layout<A>& l, const Weights<A>& w, const A* in, A scale, T* out, int64_t out_stride,
+                    bool past_cache) {
   constexpr int W = Layout<A>::W, most = I2V_VECTOR_BYTES == 64 ? 4 : 2;  // 4 x most sums in registers
   int64_t d = 0;
-  for (; d + most * W <= l.padded_dim; d += most * W)
-    mix_columns<most>(l, weight, row_step, column_step, in, scale, out, out_stride, d, past_cache);
-  for (; d < l.padded_dim; d += W) mix_columns<1>(l, weight, row_step, column_step, in, scale, out, out_stride, d, past_cache);
+  for (; d + most * W <= l.padded_dim; d += most * W) mix_columns<most>(l, w, in, scale, out, out_stride, d, past_cache);
+  for (; d < l.padded_dim; d += W) mix_columns<1>(l, w, in, scale, out, out_stride, d, past_cache);
+}
+
+// Gradients of the keys that a head with an offset saw, [keys][stride], to the frames they were read from: sums of several at
+// the clip's ends, zeros where nobody looked.
+template <typename T, typename S>
+I2V_INLINE void to_frames(const S* seen, int64_t stride, int64_t keys, int64_t dim, int64_t offset, T* out,
+                          int64_t out_stride) {
+  for (int64_t frame = 0; frame < keys; ++frame)
+    for (int64_t d = 0; d < dim; ++d) {
+      accumulate_t<T> sum = 0;
+      for (int64_t s = 0; s < keys; ++s)
+        if (source(s, offset, keys) == frame) sum += static_cast<accumulate_t<T>>(seen[s * stride + d]);
+      out[frame * out_stride + d] = static_cast<T>(sum);
+    }
 }
 
 template <typename T>
@@ -152,9 +198,9 @@ I2V_INLINE int64_t next_group(const Problem& p, const Layout<A>& l, const View<4
 
 // Lines that are soon to be written: their old contents come while other work goes on.
 template <typename T>
-I2V_INLINE void expect_writes(const Problem& p, const View<4>& x, int64_t b, int64_t n, int64_t h) {
+I2V_INLINE void expect_writes(const Problem& p, const View<4>& x, int64_t frames, int64_t b, int64_t n, int64_t h) {
   if (p.past_cache) return;
-  for (int64_t t = 0; t < p.frames; ++t)
+  for (int64_t t = 0; t < frames; ++t)
     for (int64_t d = 0; d < p.dim; d += 64 / sizeof(T)) __builtin_prefetch(at<T>(x, b, n, h) + t * x.stride[1] + d, 1, 3);
 }
 
@@ -166,33 +212,44 @@ I2V_INLINE const A* bias_of(const Problem& p, const Layout<A>& l, int64_t h) {
 template <typename A>
 I2V_INLINE void fill_lane_frames(const Layout<A>& l, A* lane_frame) {
   for (int64_t lane = 0; lane < l.lane_count; ++lane) {
-    const int64_t frame = lane % l.padded_frames;
-    lane_frame[lane] = frame < l.frames && lane < l.group * l.padded_frames ? A(frame) : A(-2);  // -2 sees no key
+    const int64_t t = lane % l.padded_queries;
+    const bool query = t < l.queries && lane < l.group * l.padded_queries;
+    lane_frame[lane] = query ? A(t + l.keys - l.queries) : std::numeric_limits<A>::quiet_NaN();  // which sees no key
   }
 }
 
 // Probabilities of the heads [h, h + count) of one token, from memory.
 template <typename T, typename A>
 I2V_INLINE void probabilities(const Problem& p, const Layout<A>& l, int64_t b, int64_t n, int64_t h, int64_t count,
-                              const A* lane_frame, A* q, A* k, A* scores) {
+                              const A* lane_frame, A* q, A* k, A* scores, A* lse) {
+  const int64_t offset = offset_of(p, h);
   for (int64_t g = 0; g < count; ++g) {
-    copy_in(l, at<T>(p.q, b, n, h + g), p.q.stride[1], next_group(p, l, p.q, h), q + g * l.sequence());
-    copy_in(l, at<T>(p.k, b, n, h + g), p.k.stride[1], next_group(p, l, p.k, h), k + g * l.sequence());
-    dot_products(l, q + g * l.sequence(), k + g * l.sequence(), scores + g * l.padded_frames);
+    A *to_q = q + g * l.query_sequence(), *to_k = k + g * l.key_sequence();
+    copy_in(l, at<T>(p.q, b, n, h + g), l.queries, 0, p.q.stride[1], next_group(p, l, p.q, h), to_q);
+    copy_in(l, at<T>(p.k, b, n, h + g), l.keys, offset, p.k.stride[1], next_group(p, l, p.k, h), to_k);
+    dot_products(l, to_q, to_k, scores + g * l.padded_queries);
   }
-  softmax(l, lane_frame, A(p.scale), bias_of(p, l, h), p.mask ? p.mask + b * p.frames : nullptr, p.causal, scores);
+  softmax(p, l, lane_frame, bias_of(p, l, h), p.mask ? p.mask + b * p.keys : nullptr, offset, scores, lse);
 }
 
-// bias [H, T, T] into the order in which softmax reads it: [group][key frame][lane].
+// The lanes' log-sum-exps to [B, Tq, N, H].
+template <typename A>
+I2V_INLINE void write_lse(const Problem& p, const Layout<A>& l, int64_t b, int64_t n, int64_t h, int64_t count, const A* lse) {
+  for (int64_t g = 0; g < count; ++g)
+    for (int64_t t = 0; t < l.queries; ++t)
+      static_cast<A*>(p.lse)[((b * p.queries + t) * p.tokens + n) * p.heads + h + g] = lse[g * l.padded_queries + t];
+}
+
+// bias [H, Tq, Tk] into the order in which softmax reads it: [group][key frame][lane].
 template <typename T>
 void arrange_bias(const Problem& p, const void* bias, void* lanes_out) {
   using A = accumulate_t<T>;
   const Layout<A> l(p);
   for (int64_t h = 0; h < p.heads; ++h)
-    for (int64_t i = 0; i < p.frames; ++i)
-      for (int64_t j = 0; j < p.frames; ++j)
-        static_cast<A*>(lanes_out)[h / l.group * l.square() + j * l.lane_count + h % l.group * l.padded_frames + i] =
-            static_cast<const A*>(bias)[(h * p.frames + i) * p.frames + j];
+    for (int64_t i = 0; i < p.queries; ++i)
+      for (int64_t j = 0; j < p.keys; ++j)
+        static_cast<A*>(lanes_out)[h / l.group * l.square() + j * l.lane_count + h % l.group * l.padded_queries + i] =
+            static_cast<const A*>(bias)[(h * p.queries + i) * p.keys + j];
 }
 
 template <typename T>
@@ -206,9 +263,9 @@ template <typename A>
 I2V_INLINE void score_gradients(const Layout<A>& l, const A* probs, A* grads) {
   for (int64_t lane = 0; lane < l.lane_count; lane += Layout<A>::W) {
     Vec<A> mean = {};
-    for (int64_t j = 0; j < l.frames; ++j)
+    for (int64_t j = 0; j < l.keys; ++j)
       mean += load(probs + j * l.lane_count + lane) * load(grads + j * l.lane_count + lane);
-    for (int64_t j = 0; j < l.frames; ++j) {
+    for (int64_t j = 0; j < l.keys; ++j) {
       A* at = grads + j * l.lane_count + lane;
       store<A>(at, load(probs + j * l.lane_count + lane) * (load(at) - mean));
     }
@@ -217,28 +274,30 @@ I2V_INLINE void score_gradients(const Layout<A>& l, const A* probs, A* grads) {
 
 template <typename A>
 I2V_INLINE void add_bias_gradient(const Layout<A>& l, const A* dscores, A* total) {
-  for (int64_t i = 0; i < l.frames; ++i)
-    for (int64_t j = 0; j < l.frames; ++j) total[i * l.frames + j] += dscores[j * l.lane_count + i];
+  for (int64_t i = 0; i < l.queries; ++i)
+    for (int64_t j = 0; j < l.keys; ++j) total[i * l.keys + j] += dscores[j * l.lane_count + i];
 }
 
 template <typename T>
 void forward(const Problem& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   const Layout<A> l(p);
-  const int64_t all = l.group * l.sequence();
-  Scratch<A> memory(3 * all + l.square() + l.lane_count);
-  A *q = memory.data(), *k = q + all, *v = k + all, *scores = v + all, *lane_frame = scores + l.square();
+  Scratch<A> memory(l.group * (l.query_sequence() + 2 * l.key_sequence()) + l.square() + 2 * l.lane_count);
+  A *q = memory.data(), *k = q + l.group * l.query_sequence(), *v = k + l.group * l.key_sequence();
+  A *scores = v + l.group * l.key_sequence(), *lane_frame = scores + l.square(), *lse = lane_frame + l.lane_count;
   fill_lane_frames(l, lane_frame);
   for (int64_t token = begin; token < end; ++token) {
     const int64_t b = token / p.tokens, n = token % p.tokens;
     for (int64_t h = 0; h < p.heads; h += l.group) {
       const int64_t count = std::min(l.group, p.heads - h);
-      for (int64_t g = 0; g < count; ++g) expect_writes<T>(p, p.out, b, n, h + g);
-      probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, scores);
+      for (int64_t g = 0; g < count; ++g) expect_writes<T>(p, p.out, l.queries, b, n, h + g);
+      probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, scores, p.lse ? lse : nullptr);
+      if (p.lse) write_lse(p, l, b, n, h, count, lse);
       for (int64_t g = 0; g < count; ++g) {
-        copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v + g * l.sequence());
-        mix(l, scores + g * l.padded_frames, 1, l.lane_count, v + g * l.sequence(), A(1), at<T>(p.out, b, n, h + g),
-            p.out.stride[1], p.past_cache);
+        A* to = v + g * l.key_sequence();
+        copy_in(l, at<T>(p.v, b, n, h + g), l.keys, offset_of(p, h), p.v.stride[1], next_group(p, l, p.v, h), to);
+        mix(l, over_keys(l, scores + g * l.padded_queries), to, A(1), at<T>(p.out, b, n, h + g), p.out.stride[1],
+            p.past_cache);
       }
     }
   }
@@ -248,32 +307,39 @@ template <typename T>
 void backward(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
   using A = accumulate_t<T>;
   const Layout<A> l(p);
-  const int64_t all = l.group * l.sequence();
-  Scratch<A> memory(4 * all + 2 * l.square() + l.lane_count);
-  A *q = memory.data(), *k = q + all, *v = k + all, *grad = v + all;
-  A *probs = grad + all, *dscores = probs + l.square(), *lane_frame = dscores + l.square();
+  const int64_t queries = l.group * l.query_sequence(), keys = l.group * l.key_sequence();
+  Scratch<A> memory(2 * queries + 2 * keys + l.key_sequence() + 2 * l.square() + l.lane_count);
+  A *q = memory.data(), *grad = q + queries, *k = grad + queries, *v = k + keys, *seen = v + keys;
+  A *probs = seen + l.key_sequence(), *dscores = probs + l.square(), *lane_frame = dscores + l.square();
   fill_lane_frames(l, lane_frame);
+  // A gradient of keys or values, which a head with an offset saw elsewhere than they are.
+  const auto mix_to_keys = [&](const A* weight, const A* in, A scale, const View<4>& to, int64_t b, int64_t n, int64_t h) {
+    T* out = at<T>(to, b, n, h);
+    if (offset_of(p, h) == 0) return mix(l, over_queries(l, weight), in, scale, out, to.stride[1], p.past_cache);
+    mix(l, over_queries(l, weight), in, scale, seen, l.padded_dim, false);
+    to_frames(seen, l.padded_dim, l.keys, l.dim, offset_of(p, h), out, to.stride[1]);
+  };
   for (int64_t token = begin; token < end; ++token) {
     const int64_t b = token / p.tokens, n = token % p.tokens;
     for (int64_t h = 0; h < p.heads; h += l.group) {
-      const int64_t count = std::min(l.group, p.heads - h);
-      probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, probs);
+      const int64_t count = std::min(l.group, p.heads - h), offset = offset_of(p, h);
+      probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, probs, static_cast<A*>(nullptr));
       for (int64_t g = 0; g < count; ++g) {
-        copy_in(l, at<T>(p.v, b, n, h + g), p.v.stride[1], next_group(p, l, p.v, h), v + g * l.sequence());
-        copy_in(l, at<T>(p.grad, b, n, h + g), p.grad.stride[1], next_group(p, l, p.grad, h), grad + g * l.sequence());
-        expect_writes<T>(p, p.dv, b, n, h + g);
-        dot_products(l, grad + g * l.sequence(), v + g * l.sequence(), dscores + g * l.padded_frames);
+        A *to_v = v + g * l.key_sequence(), *to_grad = grad + g * l.query_sequence();
+        copy_in(l, at<T>(p.v, b, n, h + g), l.keys, offset, p.v.stride[1], next_group(p, l, p.v, h), to_v);
+        copy_in(l, at<T>(p.grad, b, n, h + g), l.queries, 0, p.grad.stride[1], next_group(p, l, p.grad, h), to_grad);
+        expect_writes<T>(p, p.dv, l.keys, b, n, h + g);
+        dot_products(l, to_grad, to_v, dscores + g * l.padded_queries);
       }
       score_gradients(l, probs, dscores);
       for (int64_t g = 0; g < count; ++g) {
-        const A *pr = probs + g * l.padded_frames, *ds = dscores + g * l.padded_frames;
-        const int64_t s = g * l.sequence(), step = l.lane_count;
-        expect_writes<T>(p, p.dk, b, n, h + g);
-        mix(l, pr, step, 1, grad + s, A(1), at<T>(p.dv, b, n, h + g), p.dv.stride[1], p.past_cache);
-        expect_writes<T>(p, p.dq, b, n, h + g);
-        mix(l, ds, step, 1, q + s, A(p.scale), at<T>(p.dk, b, n, h + g), p.dk.stride[1], p.past_cache);
-        mix(l, ds, 1, step, k + s, A(p.scale), at<T>(p.dq, b, n, h + g), p.dq.stride[1], p.past_cache);
-        if (bias_grad) add_bias_gradient(l, ds, static_cast<A*>(bias_grad) + (h + g) * p.frames * p.frames);
+        const A *pr = probs + g * l.padded_queries, *ds = dscores + g * l.padded_queries;
+        expect_writes<T>(p, p.dk, l.keys, b, n, h + g);
+        mix_to_keys(pr, grad + g * l.query_sequence(), A(1), p.dv, b, n, h + g);
+        expect_writes<T>(p, p.dq, l.queries, b, n, h + g);
+        mix_to_keys(ds, q + g * l.query_sequence(), A(p.scale), p.dk, b, n, h + g);
+        mix(l, over_keys(l, ds), k + g * l.key_sequence(), A(p.scale), at<T>(p.dq, b, n, h + g), p.dq.stride[1], p.past_cache);
+        if (bias_grad) add_bias_gradient(l, ds, static_cast<A*>(bias_grad) + (h + g) * p.queries * p.keys);
       }
     }
   }

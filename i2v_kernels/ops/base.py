@@ -21,15 +21,15 @@ from torch import Tensor
 from .. import _extension
 
 LIBRARY = torch.library.Library("i2v_kernels", "DEF")
-BACKENDS = ("reference", "cpu", "triton", "cuda")
+BACKENDS = ("reference", "sdpa", "cpu", "triton", "cuda")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPS: dict[str, Op] = {}
 _OUTERMOST = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_FORCED = os.environ.get("I2V_KERNELS_BACKEND", "")
-if _FORCED and _FORCED not in BACKENDS:
-    raise ValueError(f"I2V_KERNELS_BACKEND={_FORCED!r} is not one of {', '.join(BACKENDS)}")
+FORCED = os.environ.get("I2V_KERNELS_BACKEND", "")
+if FORCED and FORCED not in BACKENDS:
+    raise ValueError(f"I2V_KERNELS_BACKEND={FORCED!r} is not one of {', '.join(BACKENDS)}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Backend:
 
     name: str
     can_run: Callable[..., str | None]
-    forward: Callable[..., Tensor]
+    forward: Callable[..., Any]
     backward: Callable[..., Any]
 
 
@@ -60,9 +60,13 @@ def cpu_backend(op: str) -> Backend:
     return Backend("cpu", can_run, run(op), run(f"{op}_backward"))
 
 
+class _Recorded(Exception):
+    """Ends a call whose arguments alone are wanted."""
+
+
 @dataclass
 class Op:
-    """A registered op.
+    """A registered op. It returns a tensor, or several of which the first is differentiable.
 
     ``schema``, ``backward_schema``: the argument lists and returns, without the trailing ``str backend``.
     ``preference``: device type -> names of backends in the order of automatic choice, measured.
@@ -76,7 +80,7 @@ class Op:
     backward_schema: str
     backends: Sequence[Backend]
     preference: dict[str, tuple[str, ...]]
-    fake: Callable[..., Tensor]
+    fake: Callable[..., Any]
     fake_backward: Callable[..., Any]
     save: Callable[[Any, tuple[Any, ...]], None]
     gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]]
@@ -105,14 +109,14 @@ class Op:
         self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
         self._function = _autograd_function(self)
 
-    def __call__(self, *args: Any, backend: str | None) -> Tensor:
+    def __call__(self, *args: Any, backend: str | None) -> Any:
         """Run the op; ``backend=None`` chooses."""
         if backend is not None and backend not in BACKENDS:
             raise ValueError(f"{self.name}: backend={backend!r} is not one of {', '.join(BACKENDS)}")
-        backend = backend or _FORCED
+        backend = backend or FORCED
         if self._recorder is not None:
             self._recorder.append((*args, backend))
-            return args[0]
+            raise _Recorded
         if torch.compiler.is_compiling():
             return self.forward_op(*args, backend)  # _fake looks whether the backend can run
         if backend:
@@ -128,6 +132,8 @@ class Op:
         self._recorder = calls
         try:
             yield
+        except _Recorded:
+            pass
         finally:
             self._recorder = None
 
@@ -150,18 +156,18 @@ class Op:
                 return backend
         raise NotImplementedError(f"{self.name}: no backend can run this call; see i2v_kernels.explain")
 
-    def _fake(self, *args: Any) -> Tensor:
+    def _fake(self, *args: Any) -> Any:
         if args[-1] and args[0].device.type != "meta":
             self.choose(args[:-1], args[-1])
         return self.fake(*args[:-1])
 
-    def _forward(self, *args: Any) -> Tensor:
+    def _forward(self, *args: Any) -> Any:
         return self.choose(args[:-1], args[-1]).forward(*args[:-1])
 
     def _backward(self, *args: Any) -> Any:
         return self.choose(self.forward_args(args[:-1], self._arity), args[-1]).backward(*args[:-1])
 
-    def _autograd(self, *args: Any) -> Tensor:
+    def _autograd(self, *args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
             return self._function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
@@ -175,15 +181,18 @@ class Op:
 def _autograd_function(op: Op) -> Any:
     class Function(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *args: Any) -> Tensor:
+        def forward(ctx: Any, *args: Any) -> Any:
             op.save(ctx, args[:-1])
             ctx.backend = args[-1]
             with torch._C._AutoDispatchBelowAutograd():
-                return op.forward_op(*args)
+                result = op.forward_op(*args)
+            if not isinstance(result, Tensor):
+                ctx.mark_non_differentiable(*result[1:])
+            return result
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
             if grad.stride(-1) != 1 and grad.shape[-1] != 1:
                 grad = grad.contiguous()  # expanded gradients, as from .sum()
             return (*op.gradients(ctx, grad), None)
@@ -193,19 +202,25 @@ def _autograd_function(op: Op) -> Any:
 
 
 def reference_backend(
-    forward: Callable[..., Tensor],
+    forward: Callable[..., Any],
     differentiable: Sequence[int],
     backward: Callable[..., Tensor] | None = None,
-    empty: Callable[..., Tensor] = lambda x, *_: empty_dense_like(x),
+    empty: Callable[..., Any] = lambda x, *_: empty_dense_like(x),
+    name: str = "reference",
+    can_run: Callable[..., str | None] = lambda *args: None,
 ) -> Backend:
-    """The backend ``reference``; its backward is autograd through the definition unless one is given.
+    """The backend ``reference``, or another one written in PyTorch; its backward is autograd through ``forward`` unless one is
+    given.
 
     ``differentiable`` are the positions of the tensors whose gradients the backward op returns, in its order. ``empty``
     makes the output's memory from the arguments.
     """
 
-    def run(*args: Any) -> Tensor:
-        return empty(*args).copy_(forward(*args))
+    def run(*args: Any) -> Any:
+        memory, result = empty(*args), forward(*args)
+        if isinstance(result, Tensor):
+            return memory.copy_(result)
+        return tuple(into.copy_(part) for into, part in zip(memory, result))
 
     def derive(grad: Tensor, *args: Any) -> Any:
         if backward is not None:
@@ -216,13 +231,14 @@ def reference_backend(
                 inputs[i] = inputs[i].detach().requires_grad_()
         leaves = [inputs[i] for i in differentiable if inputs[i] is not None]
         with _autograd_again():
-            grads = iter(torch.autograd.grad(forward(*inputs), leaves, grad))
+            result = forward(*inputs)
+            grads = iter(torch.autograd.grad(result if isinstance(result, Tensor) else result[0], leaves, grad))
         return tuple(
             grad.new_empty(0) if inputs[i] is None else empty_dense_like(inputs[i]).copy_(next(grads))
             for i in differentiable
         )
 
-    return Backend("reference", lambda *args: None, run, derive)
+    return Backend(name, can_run, run, derive)
 
 
 def triton_backend(op: str, limits: Callable[..., str | None]) -> Backend:

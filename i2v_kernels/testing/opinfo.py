@@ -109,15 +109,25 @@ def _attention_samples() -> list[Sample]:
         Sample("nan in q", (nan_q, k, v)),
         Sample("inf in k", (q, inf_k, v)),
         Sample("large scores", (large[0] * 10, large[1] * 10, large[2])),
+        Sample("fewer keys", (q, k[:, :3], v[:, :3]), {"mask": mask[:, 3:6], "bias": bias[:, :, :3].contiguous()}),
+        Sample("more keys, causal", (q[:, :3], k, v), {"mask": mask, "bias": bias[:, :3].contiguous(), "causal": True}),
+        Sample("fewer keys, causal", (q, k[:, :3], v[:, :3]), {"causal": True}),  # the first queries see nothing
+        Sample("T19, 5 keys", (_qkv(1, 19, 2, 1, 24)[0], *_qkv(1, 5, 2, 1, 24)[1:])),
+        Sample("window", (q, k, v), {"window": (2, 1)}),
+        Sample("causal window", (q, k, v), {"window": (2, None), "causal": True, "mask": mask}),
+        Sample("own frame", (q, k[:, :5], v[:, :5]), {"window": (0, 0)}),
+        Sample("offsets", (q, k, v), {"offsets": [-1, 0, 2]}),
+        Sample("far offsets", (q, k[:, :6], v[:, :6]), {"offsets": [-9, 4, 6], "causal": True}),
+        Sample("offsets and all", (q, k, v), {"offsets": [1, 0, -3], "bias": bias, "mask": mask, "window": (3, 2)}),
         Sample("one packed tensor", (_randn(2, 8, 5, 3, 3, 16),), {"bias": bias, "mask": mask, "causal": True}),
     ]
 
 
 def _attention_models(clips: int) -> list[Sample]:
     return [
-        Sample("ViT-B/16 T=8", _qkv(clips, 8, 197, 12, 64)),
-        Sample("ViT-B/16 T=16", _qkv(clips, 16, 197, 12, 64)),
-        Sample("ViT-L/14 T=8", _qkv(clips, 8, 257, 16, 64)),
+        Sample(f"{name} T={frames}", _qkv(clips, frames, tokens, heads, 64))
+        for name, tokens, heads in (("ViT-B/16", 197, 12), ("ViT-L/14", 257, 16))
+        for frames in (8, 4, 16, 32)
     ]
 
 
@@ -130,7 +140,9 @@ def _attention_bad() -> list[Any]:
         ("k without v", (q, q), {}, TypeError, "v must be a torch.Tensor"),
         ("no k and v", (q,), {}, ValueError, "q.shape=(2, 8, 5, 3, 16), but [B, T, N, 3, H, D] (or k and v)"),
         ("four packed", (q[:, :, :, None].expand(2, 8, 5, 4, 3, 16),), {}, ValueError, "q.shape=(2, 8, 5, 4, 3, 16)"),
-        ("another k", (q, q[:, :4], q), {}, ValueError, "k.shape=(2, 4, 5, 3, 16)"),
+        ("another v", (q, q[:, :4], q), {}, ValueError, "v.shape=(2, 8, 5, 3, 16)"),
+        ("k of other heads", (q, q[:, :, :, :2], q), {}, ValueError, "k.shape=(2, 8, 5, 2, 16)"),
+        ("no key frame", (q, q[:, :0], q[:, :0]), {}, ValueError, "k.shape=(2, 0, 5, 3, 16), but at least one frame"),
         ("another dtype", (q, q.half(), q), {}, TypeError, "k.dtype=torch.float16"),
         ("strided heads", (q.transpose(-1, -2),) * 3, {}, ValueError, "stride"),
         ("no frame", (q[:, :0],) * 3, {}, ValueError, "at least one frame"),
@@ -138,6 +150,12 @@ def _attention_bad() -> list[Any]:
         ("float mask", (q, q, q), {"mask": torch.ones(2, 8)}, TypeError, "mask must be a bool tensor"),
         ("mask of another shape", (q, q, q), {"mask": torch.ones(2, 4).bool()}, ValueError, "mask.shape=(2, 4)"),
         ("causal as a string", (q, q, q), {"causal": "yes"}, TypeError, "causal='yes'"),
+        ("window of one number", (q, q, q), {"window": 3}, TypeError, "window=3 must be a pair"),
+        ("negative window", (q, q, q), {"window": (-2, 1)}, ValueError, "window[0]=-2"),
+        ("half a frame", (q, q, q), {"offsets": [0, 0.5, 0]}, TypeError, "offsets[1]=0.5"),
+        ("an offset too few", (q, q, q), {"offsets": [0, 1]}, ValueError, "there are H=3 heads"),
+        ("dropout", (q, q, q), {"dropout": 0.1}, NotImplementedError, "dropout=0.1"),
+        ("lse from sdpa", (q, q, q), {"backend": "sdpa", "return_lse": True}, NotImplementedError, "no log-sum-exp"),
         ("scale as a string", (q, q, q), {"scale": "big"}, TypeError, "scale='big'"),
         ("unknown backend", (q, q, q), {"backend": "magic"}, ValueError, "backend='magic'"),
         ("backend that cannot", (q, q, q), {"backend": "cuda"}, NotImplementedError, "backend='cuda' cannot run"),
@@ -145,8 +163,9 @@ def _attention_bad() -> list[Any]:
 
 
 def _attention_flops(sample: Sample) -> int:
-    b, t, n, h, d = sample.args[0].shape
-    return 4 * b * n * h * t * t * d
+    q, k, _ = sample.args
+    b, t, n, h, d = q.shape
+    return 4 * b * n * h * t * k.shape[1] * d
 
 
 def _shift_samples() -> list[Sample]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_correct import compare, run
+from test_temporal_attention import log_sum_exp
 
 from i2v_kernels.testing import OPINFOS, Sample
 
@@ -27,6 +28,9 @@ MORE = {
         attention("several query blocks", 1, 40, 1, 1, 24, bias=True, mask=True, causal=True),
         attention("several shares of the bias", 2, 3, 9, 2, 8, bias=True),
         attention("wide heads", 1, 3, 2, 1, 136),
+        attention("long, offsets, window", 1, 40, 1, 2, 8, mask=True, offsets=[3, -2], window=(9, 4)),
+        Sample("many to few", (randn(1, 40, 2, 1, 8), *randn(2, 1, 7, 2, 1, 8).unbind(0)), {"bias": randn(1, 40, 7)}),
+        Sample("few to many", (randn(2, 5, 2, 1, 8), *randn(2, 2, 36, 2, 1, 8).unbind(0)), {"causal": True}),
     ],
     "token_shift": [Sample("several tiles", (randn(1, 3, 5, 520), [(264, 1), (3, -1)]), {"padding": "edge"})],
     "temporal_conv": [
@@ -53,6 +57,11 @@ def test_sample(info, sample, dtype):
 def test_bfloat16(name, sample):
     """The interpreter's own bfloat16 arithmetic is wrong; the kernels widen what they load."""
     compare(INFOS[name], INFOS[name].samples()[sample], torch.bfloat16, "triton")
+
+
+@pytest.mark.parametrize("info, sample", [c for c in CALLS if c.values[0].name == "temporal_attention"])
+def test_log_sum_exp(info, sample):
+    log_sum_exp(sample, torch.float32, "triton")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

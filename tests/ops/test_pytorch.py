@@ -150,21 +150,3 @@ def test_backend_from_the_environment():
     assert run("reference").stdout.strip() == "reference"
     assert "I2V_KERNELS_BACKEND='magic'" in run("magic").stderr
     assert "cannot run this call" in run("cuda").stderr
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_packed_attention_is_the_same_to_the_bit_and_leaves_a_packed_gradient(compiled):
-    torch._dynamo.reset()
-    wide = torch.randn(5, 2, 8, 3 * 48 + 8).permute(1, 2, 0, 3)  # sequence first, inside a wider buffer
-    qkv = wide[..., :-8].unflatten(3, (3, 4, 12)).requires_grad_()
-    mask = torch.arange(8).expand(2, 8) < torch.tensor([[8], [5]])
-
-    def step(x):
-        return i2v.temporal_attention(x, mask=mask, causal=True)
-
-    out = (torch.compile(step, fullgraph=True, backend="aot_eager") if compiled else step)(qkv)
-    want = i2v.temporal_attention(*qkv.unbind(3), mask=mask, causal=True)
-    grad = torch.randn_like(out)
-    (got,), (stacked,) = (torch.autograd.grad(y, qkv, grad) for y in (out, want))
-    assert torch.equal(out, want) and out.stride() == want.stride()
-    assert torch.equal(got, stacked) and got.stride() == torch.empty_like(qkv).stride()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import empty_dense_like
+from ..base import accumulate_dtype, empty_dense_like
 
 
 def unpacked(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -15,9 +15,13 @@ def unpacked(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Ten
     return q, k, v  # type: ignore[return-value]
 
 
-def empty_output(q: Tensor, *_: object) -> Tensor:
-    """Memory for the output: as q's ``[B, T, N, H, D]``."""
-    return empty_dense_like(q.select(3, 0) if q.dim() == 6 else q)
+def empty_output(q: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    """Memory for the output, as q's ``[B, Tq, N, H, D]``, and for the log-sum-exp ``[B, Tq, N, H]``, empty unless the last
+    argument wants it.
+    """
+    out = empty_dense_like(q.select(3, 0) if q.dim() == 6 else q)
+    shape = out.shape[:-1] if rest[-1] else (0,)
+    return out, torch.empty(shape, dtype=accumulate_dtype(q.dtype), device=q.device)
 
 
 def empty_grads(

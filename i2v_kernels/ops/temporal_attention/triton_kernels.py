@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,13 +13,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..token_shift import triton_kernels as token_shift
 from ..triton_common import Entry, Launch, run
+from . import reference
 from .packing import empty_grads, empty_output, unpacked
 from .triton_long import plan_long_backward
 from .triton_tiles import (
+    Tiles,
     common,
     constants,
     dot_within,
+    frames_of,
     pointers,
     read,
     rows,
@@ -34,12 +41,13 @@ PARTIALS = 1024  # programs that share the sums of the bias' gradient
 @triton.jit
 def temporal_attention_kernel(
     q, k, v, bias, mask, o,
-    T, N, H, D, scale,
+    lse,  # [B, TQ, N, H] fp32 or None
+    TQ, TK, N, H, D, scale, LEFT, RIGHT,
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
     s_vb, s_vt, s_vn, s_vh,
     s_ob, s_ot, s_on, s_oh,
-    CAUSAL: tl.constexpr,
+    OFFSETS: tl.constexpr, HEADS: tl.constexpr,  # of the heads, as many
     DOT: tl.constexpr,  # dtype of the operands of products
     PRECISION: tl.constexpr,
     TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
@@ -54,7 +62,7 @@ def temporal_attention_kernel(
     i_n = i_p // n_q // H % n_n
     i_b = i_p // n_q // H // n_n
     o_jq, o_t = rows(i_q, BQ, TP)
-    m_q = (i_n * S + o_jq < N) & (o_t < T)
+    m_q = (i_n * S + o_jq < N) & (o_t < TQ)
     b_q = read(pointers(q, i_b, i_h, o_t, i_n * S + o_jq, s_qb, s_qt, s_qn, s_qh, BD), m_q, D, BD, DOT)  # [BQ, BD]
 
     b_m = tl.full([BQ], float("-inf"), dtype=tl.float32)  # largest score so far
@@ -64,16 +72,17 @@ def temporal_attention_kernel(
     for i_k in range(n_k):
         o_jk, o_s = rows(i_k, BK, TP)
         o_n = i_n * S + o_jk
-        m_k = (o_n < N) & (o_s < T)
-        p_v = pointers(v, i_b, i_h, o_s, o_n, s_vb, s_vt, s_vn, s_vh, BD)
-        b_k = read(pointers(k, i_b, i_h, o_s, o_n, s_kb, s_kt, s_kn, s_kh, BD), m_k, D, BD, DOT)  # [BK, BD]
+        o_f = frames_of(o_s, i_h, TK, OFFSETS, HEADS)
+        m_k = (o_n < N) & (o_s < TK)
+        p_v = pointers(v, i_b, i_h, o_f, o_n, s_vb, s_vt, s_vn, s_vh, BD)
+        b_k = read(pointers(k, i_b, i_h, o_f, o_n, s_kb, s_kt, s_kn, s_kh, BD), m_k, D, BD, DOT)  # [BK, BD]
         b_v = read(p_v, m_k, D, BD, DOT)
-        _, m_valid = valid_keys(o_jq, o_t, o_jk, o_s, mask, i_b, T, CAUSAL)
-        b_s = scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, T, PRECISION)  # [BQ, BK]
+        _, m_valid = valid_keys(o_jq, o_t, o_jk, o_s, o_f, mask, i_b, TQ, TK, LEFT, RIGHT)
+        b_s = scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK, PRECISION)  # [BQ, BK]
         b_new = tl.maximum(b_m, tl.max(b_s, 1))
         b_safe = tl.where(b_new == float("-inf"), 0.0, b_new)
         b_p = tl.exp2(b_s - b_safe[:, None])
-        if mask is not None:
+        if mask is not None or LEFT is not None or RIGHT is not None:
             b_any = tl.maximum(b_any, tl.max(m_valid.to(tl.int32), 1))
         if n_k == 1:
             b_l = tl.sum(b_p, 1)
@@ -82,8 +91,12 @@ def temporal_attention_kernel(
             b_alpha = tl.exp2(b_m - b_safe)
             b_l = b_l * b_alpha + tl.sum(b_p, 1)
             b_o = b_o * b_alpha[:, None] + tl.dot(b_p.to(DOT), b_v, input_precision=PRECISION)
-            b_m = b_new
-    if mask is not None:
+        b_m = b_new
+    if lse is not None:
+        o_lse = ((i_b.to(tl.int64) * TQ + o_t) * N + i_n * S + o_jq) * H + i_h
+        b_lse = tl.where(b_m == float("inf"), b_m, (b_m + tl.log2(b_l)) * 0.6931471805599453)
+        tl.store(lse + o_lse, b_lse, mask=m_q)
+    if mask is not None or LEFT is not None or RIGHT is not None:
         b_l = tl.where(b_any > 0, b_l, 1.0)
     p_o = pointers(o, i_b, i_h, o_t, i_n * S + o_jq, s_ob, s_ot, s_on, s_oh, BD)
     write(p_o, b_o / b_l[:, None], m_q, D, BD)
@@ -92,8 +105,8 @@ def temporal_attention_kernel(
 @triton.jit
 def temporal_attention_backward_kernel(
     g, q, k, v, bias, mask, dq, dk, dv,
-    bias_sums,  # [P * S, H, T, T] fp32
-    T, N, H, D, scale,
+    bias_sums,  # [P * S, H, TQ, TK] fp32
+    TQ, TK, N, H, D, scale, LEFT, RIGHT,
     s_gb, s_gt, s_gn, s_gh,
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
@@ -102,12 +115,14 @@ def temporal_attention_backward_kernel(
     s_dkb, s_dkt, s_dkn, s_dkh,
     s_dvb, s_dvt, s_dvn, s_dvh,
     B, P,
-    CAUSAL: tl.constexpr,
+    OFFSETS: tl.constexpr, HEADS: tl.constexpr,  # of the heads, as many
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Whole sequences in a tile. With bias_sums a program takes every P-th tile, else one (P is their number)."""
+    """Whole sequences in a tile; dk and dv are those of the keys as the heads saw them. With bias_sums a program takes every
+    P-th tile, else one (P is their number).
+    """
     S: tl.constexpr = BQ // TP
     n_n = tl.cdiv(N, S)
     i_h = tl.program_id(0) % H
@@ -117,133 +132,176 @@ def temporal_attention_backward_kernel(
     for i_u in range(i_p, B * n_n, P):
         i_b = tl.cast(i_u // n_n, tl.int64)
         o_n = i_u % n_n * S + o_j
-        m_r = (o_n < N) & (o_t < T)
+        o_f = frames_of(o_t, i_h, TK, OFFSETS, HEADS)
+        m_q = (o_n < N) & (o_t < TQ)
+        m_k = (o_n < N) & (o_t < TK)
         p_q = pointers(q, i_b, i_h, o_t, o_n, s_qb, s_qt, s_qn, s_qh, BD)
-        p_k = pointers(k, i_b, i_h, o_t, o_n, s_kb, s_kt, s_kn, s_kh, BD)
+        p_k = pointers(k, i_b, i_h, o_f, o_n, s_kb, s_kt, s_kn, s_kh, BD)
         p_g = pointers(g, i_b, i_h, o_t, o_n, s_gb, s_gt, s_gn, s_gh, BD)
-        b_q = read(p_q, m_r, D, BD, DOT)  # [BQ, BD]
-        b_k = read(p_k, m_r, D, BD, DOT)
-        b_g = read(p_g, m_r, D, BD, DOT)
-        b_v = read(pointers(v, i_b, i_h, o_t, o_n, s_vb, s_vt, s_vn, s_vh, BD), m_r, D, BD, DOT)
-        m_same, m_valid = valid_keys(o_j, o_t, o_j, o_t, mask, i_b, T, CAUSAL)
-        b_s = scores(b_q, b_k, bias, i_h, o_t, o_t, m_valid, scale, T, PRECISION)  # [BQ, BQ]
+        b_q = read(p_q, m_q, D, BD, DOT)  # [BQ, BD]
+        b_k = read(p_k, m_k, D, BD, DOT)
+        b_g = read(p_g, m_q, D, BD, DOT)
+        b_v = read(pointers(v, i_b, i_h, o_f, o_n, s_vb, s_vt, s_vn, s_vh, BD), m_k, D, BD, DOT)
+        m_same, m_valid = valid_keys(o_j, o_t, o_j, o_t, o_f, mask, i_b, TQ, TK, LEFT, RIGHT)
+        b_s = scores(b_q, b_k, bias, i_h, o_t, o_t, m_valid, scale, TQ, TK, PRECISION)  # [BQ, BQ]
         b_m = tl.max(b_s, 1)
         b_p = tl.exp2(b_s - tl.where(b_m == float("-inf"), 0.0, b_m)[:, None])
         b_l = tl.sum(b_p, 1)
-        if mask is not None:
+        if mask is not None or LEFT is not None or RIGHT is not None:
             b_l = tl.where(tl.max(m_valid.to(tl.int32), 1) > 0, b_l, 1.0)
-        m_same = m_same & m_r[:, None]
+        m_same = m_same & m_q[:, None]
         b_p = tl.where(m_same, b_p / b_l[:, None], 0.0)
         b_dp = tl.where(m_same, tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION), 0.0)
         b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 1)[:, None])
-        b_ds = tl.where(m_valid & m_r[:, None], b_ds, 0.0)
+        b_ds = tl.where(m_valid & m_q[:, None], b_ds, 0.0)
         if bias_sums is not None:
             b_bias += b_ds
-        b_dv = dot_within(tl.trans(b_p.to(DOT)), b_g, p_g, m_r, o_j, D, S, BD, DOT, PRECISION)
-        write(pointers(dv, i_b, i_h, o_t, o_n, s_dvb, s_dvt, s_dvn, s_dvh, BD), b_dv, m_r, D, BD)
+        b_dv = dot_within(tl.trans(b_p.to(DOT)), b_g, p_g, m_q, o_j, D, S, BD, DOT, PRECISION)
+        write(pointers(dv, i_b, i_h, o_t, o_n, s_dvb, s_dvt, s_dvn, s_dvh, BD), b_dv, m_k, D, BD)
         b_ds = (b_ds * scale).to(DOT)
-        b_dq = dot_within(b_ds, b_k, p_k, m_r, o_j, D, S, BD, DOT, PRECISION)
-        write(pointers(dq, i_b, i_h, o_t, o_n, s_dqb, s_dqt, s_dqn, s_dqh, BD), b_dq, m_r, D, BD)
-        b_dk = dot_within(tl.trans(b_ds), b_q, p_q, m_r, o_j, D, S, BD, DOT, PRECISION)
-        write(pointers(dk, i_b, i_h, o_t, o_n, s_dkb, s_dkt, s_dkn, s_dkh, BD), b_dk, m_r, D, BD)
+        b_dq = dot_within(b_ds, b_k, p_k, m_k, o_j, D, S, BD, DOT, PRECISION)
+        write(pointers(dq, i_b, i_h, o_t, o_n, s_dqb, s_dqt, s_dqn, s_dqh, BD), b_dq, m_q, D, BD)
+        b_dk = dot_within(tl.trans(b_ds), b_q, p_q, m_q, o_j, D, S, BD, DOT, PRECISION)
+        write(pointers(dk, i_b, i_h, o_t, o_n, s_dkb, s_dkt, s_dkn, s_dkh, BD), b_dk, m_k, D, BD)
 
     if bias_sums is not None:
-        p_bias = bias_sums + ((i_p.to(tl.int64) * S + o_j) * H + i_h)[:, None] * T * T + o_t[:, None] * T + o_t[None, :]
-        tl.store(p_bias, b_bias, mask=(o_j[:, None] == o_j[None, :]) & (o_t < T)[:, None] & (o_t < T)[None, :])
+        p_bias = bias_sums + ((i_p.to(tl.int64) * S + o_j) * H + i_h)[:, None] * TQ * TK + o_t[:, None] * TK + o_t[None, :]
+        tl.store(p_bias, b_bias, mask=(o_j[:, None] == o_j[None, :]) & (o_t < TQ)[:, None] & (o_t < TK)[None, :])
 
 
-def plan(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, out: Tensor, scale: float, causal: bool
-) -> Launch:
-    """The launch that writes out."""
-    tile = tiles(q.shape[1], q.shape[4], q.element_size(), backward=False)
-    args = {"q": q, "k": k, "v": v, "o": out, **common(q, bias, mask, scale), **strides(q=q, k=k, v=v, o=out)}
+@dataclass(frozen=True)
+class Call:
+    """What the kernels compute but for the tensors of q, k and v."""
+
+    bias: Tensor | None = None
+    mask: Tensor | None = None
+    offsets: Sequence[int] | None = None
+    scale: float = 1.0
+    left: int = -1
+    right: int = -1
+
+    def arguments(self, q: Tensor, k: Tensor) -> dict[str, Any]:
+        return common(q, k, self.bias, self.mask, self.scale, self.left, self.right)
+
+    def constants(self, q: Tensor, tile: Tiles) -> dict[str, Any]:
+        return constants(q.dtype, self.offsets, tile)
+
+
+def plan(q: Tensor, k: Tensor, v: Tensor, call: Call, out: Tensor, lse: Tensor | None) -> Launch:
+    """The launch that writes out, and lse if it is given."""
+    tile = tiles(max(q.shape[1], k.shape[1]), q.shape[4], q.element_size(), backward=False)
+    args = {"q": q, "k": k, "v": v, "o": out, "lse": lse, **call.arguments(q, k), **strides(q=q, k=k, v=v, o=out)}
     programs = units(q, tile) * q.shape[3] * tile.blocks
-    return Launch(temporal_attention_kernel, programs, args, constants(q.dtype, causal, tile), tile.threads)
+    return Launch(temporal_attention_kernel, programs, args, call.constants(q, tile), tile.threads)
 
 
 def plan_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, dq: Tensor, dk: Tensor,
-    dv: Tensor, scale: float, causal: bool, bias_grad: bool,
-) -> tuple[list[Launch], Tensor | None]:  # fmt: skip
-    """The launches that write dq, dk, dv and, if wanted, sums over shares of the tokens of the bias' gradient."""
-    batch, frames, _, heads, dim = q.shape
-    tile = tiles(frames, dim, q.element_size(), backward=True)
-    args: dict[str, Any] = {"g": g, "q": q, "k": k, "v": v, **common(q, bias, mask, scale)}
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call, dq: Tensor, dk: Tensor, dv: Tensor, bias_grad: bool
+) -> tuple[list[Launch], Tensor | None]:
+    """The launches that write dq, dk, dv (of the keys as the heads saw them) and, if wanted, sums over shares of the tokens
+    of the bias' gradient.
+    """
+    batch, queries, _, heads, dim = q.shape
+    keys = k.shape[1]
+    tile = tiles(max(queries, keys), dim, q.element_size(), backward=True)
+    args: dict[str, Any] = {"g": g, "q": q, "k": k, "v": v, **call.arguments(q, k)}
     args |= {"dq": dq, "dk": dk, "dv": dv, **strides(g=g, q=q, k=k, v=v, dq=dq, dk=dk, dv=dv)}
+    constexprs = call.constants(q, tile)
     if tile.blocks > 1:
-        return plan_long_backward(args, tile, causal, bias_grad)
+        return plan_long_backward(args, tile, constexprs, bias_grad)
     shares, bias_sums = units(q, tile), None
     if bias_grad:
         shares = max(1, min(shares, PARTIALS // heads))
-        bias_sums = torch.empty(shares * tile.tokens, heads, frames, frames, dtype=torch.float32, device=q.device)
+        bias_sums = torch.empty(shares * tile.tokens, heads, queries, keys, dtype=torch.float32, device=q.device)
     args |= {"bias_sums": bias_sums, "B": batch, "P": shares}
-    constexprs = constants(q.dtype, causal, tile)
     return [Launch(temporal_attention_backward_kernel, shares * heads, args, constexprs, tile.threads)], bias_sums
 
 
 def forward(
-    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, scale: float, causal: bool
-) -> Tensor:
-    """``[B, T, N, H, D]`` -> the same."""
-    out = empty_output(q)
+    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, offsets: Sequence[int] | None,
+    scale: float, left: int, right: int, want_lse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``[B, T, N, H, D]`` -> the same and ``[B, T, N, H]``."""
+    out, lse = empty_output(q, want_lse)
     if out.numel() > 0:
-        run([plan(*unpacked(q, k, v), bias, mask, out, scale, causal)], q.device)
-    return out
+        call = Call(bias, mask, offsets, scale, left, right)
+        run([plan(*unpacked(q, k, v), call, out, lse if want_lse else None)], q.device)
+    elif out.shape[-1] == 0:
+        return reference.forward(q, k, v, bias, mask, offsets, scale, left, right, want_lse)
+    return out, lse
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, scale: float,
-    causal: bool, bias_grad: bool,
+    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None,
+    offsets: Sequence[int] | None, scale: float, left: int, right: int, bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k, v and bias; the last is empty if it is not wanted."""
-    dq, dk, dv, dbias = empty_grads(grad, q, k, v, bias, bias_grad)
+    dq, dk, dv, dbias = grads = empty_grads(grad, q, k, v, bias, bias_grad)
     if q.numel() == 0:
-        return dq, dk, dv, dbias.zero_()
-    launches, bias_sums = plan_backward(
-        grad, *unpacked(q, k, v), bias, mask, *unpacked(dq, dk, dv), scale, causal, bias_grad
-    )
+        return dq, dk.zero_(), dv.zero_(), dbias.zero_()
+    into_q, into_k, into_v = unpacked(dq, dk, dv)
+    seen = (into_k, into_v) if offsets is None else (torch.empty_like(into_k), torch.empty_like(into_v))
+    call = Call(bias, mask, offsets, scale, left, right)
+    launches, bias_sums = plan_backward(grad, *unpacked(q, k, v), call, into_q, *seen, bias_grad)
     run(launches, q.device)
-    return dq, dk, dv, dbias if bias_sums is None else bias_sums.sum(0).to(dbias.dtype)
+    if offsets is not None:
+        for x, into in zip(seen, (into_k, into_v)):
+            into.copy_(_to_frames(x, offsets))
+    if bias_sums is not None:
+        dbias.copy_(bias_sums.sum(0))
+    return grads
+
+
+def _to_frames(seen: Tensor, offsets: Sequence[int]) -> Tensor:
+    """Gradients of keys ``[B, Tk, N, H, D]`` as the heads saw them, to the frames that they were read from."""
+    runs = [(sum(1 for _ in group) * seen.shape[4], -offset) for offset, group in itertools.groupby(offsets)]
+    channels, moves = zip(*runs)
+    return token_shift.backward(seen.flatten(3), channels, moves, "edge", 0, seen.shape[2]).view(seen.shape)
 
 
 def _ones(dtype: torch.dtype, backward: bool) -> Launch:
     q = torch.empty(1, 1, 1, 1, 1, dtype=dtype, device="meta")
     if backward:
-        return plan_backward(q, q, q, q, None, None, q, q, q, 1.0, False, False)[0][0]
-    return plan(q, q, q, None, None, q, 1.0, False)
+        return plan_backward(q, q, q, q, Call(), q, q, q, False)[0][0]
+    return plan(q, q, q, Call(), q, None)
 
 
-def _meta(frames: int, dim: int, dtype: torch.dtype, packed: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _meta(frames: int, dim: int, dtype: torch.dtype, packed: bool = False, keys: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     heads = 768 // dim
     if packed:
         qkv = torch.empty(8, frames, 197, 3, heads, dim, dtype=dtype, device="meta")
         return qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
     q = torch.empty(8, frames, 197, heads, dim, dtype=dtype, device="meta")
-    return q, torch.empty_like(q), torch.empty_like(q)
+    k = torch.empty(8, keys or frames, 197, heads, dim, dtype=dtype, device="meta")
+    return q, k, torch.empty_like(k)
 
 
-def _forward_entry(frames: int, dim: int, extras: bool = False, packed: bool = False) -> Entry:
+def _call(q: Tensor, k: Tensor, extras: str) -> Call:
+    heads = q.shape[3]
+    bias = torch.empty(heads, q.shape[1], k.shape[1], device="meta") if "bias" in extras else None
+    mask = torch.empty(8, k.shape[1], dtype=torch.bool, device="meta") if "mask" in extras else None
+    offsets = (-1, 1, *[0] * (heads - 2)) if "offsets" in extras else None
+    return Call(bias, mask, offsets, q.shape[4] ** -0.5, right=0 if "causal" in extras else -1)
+
+
+def _forward_entry(frames: int, dim: int, extras: str = "", keys: int = 0) -> Entry:
     def launch(dtype: torch.dtype) -> Launch:
-        q, k, v = _meta(frames, dim, dtype, packed)
-        bias = torch.empty(q.shape[3], frames, frames, device="meta") if extras else None
-        mask = torch.empty(8, frames, dtype=torch.bool, device="meta") if extras else None
-        return plan(q, k, v, bias, mask, torch.empty(q.shape, dtype=dtype, device="meta"), dim**-0.5, extras)
+        q, k, v = _meta(frames, dim, dtype, "packed" in extras, keys)
+        lse = torch.empty(8, frames, 197, q.shape[3], device="meta") if "lse" in extras else None
+        return plan(q, k, v, _call(q, k, extras), torch.empty(q.shape, dtype=dtype, device="meta"), lse)
 
-    kind = " bias mask causal" * extras + " packed qkv" * packed
-    return Entry(f"temporal_attention T{frames} D{dim}{kind}", launch, dots=True)
+    name = f"temporal_attention T{frames}{f' to {keys}' if keys else ''} D{dim} {extras}"
+    return Entry(name.strip(), launch, dots=True)
 
 
-def _backward_entries(frames: int, dim: int, extras: bool = False) -> list[Entry]:
+def _backward_entries(frames: int, dim: int, extras: str = "") -> list[Entry]:
     def launches(dtype: torch.dtype) -> list[Launch]:
-        q, k, v = _meta(frames, dim, dtype, packed=False)
-        bias = torch.empty(q.shape[3], frames, frames, device="meta") if extras else None
-        mask = torch.empty(8, frames, dtype=torch.bool, device="meta") if extras else None
+        q, k, v = _meta(frames, dim, dtype)
         outs = (torch.empty_like(q) for _ in range(4))
         g, dq, dk, dv = outs
-        return plan_backward(g, q, k, v, bias, mask, dq, dk, dv, dim**-0.5, extras, extras)[0]
+        return plan_backward(g, q, k, v, _call(q, k, extras), dq, dk, dv, "bias" in extras)[0]
 
-    name = f"temporal_attention backward T{frames} D{dim}" + " bias mask causal" * extras
+    name = f"temporal_attention backward T{frames} D{dim} {extras}".strip()
     entries = []
     for dtypes in ((torch.float16, torch.bfloat16), (torch.float32,)):  # their tiles differ, and so may their kernels
         count = len(launches(dtypes[0]))
@@ -256,19 +314,22 @@ def _backward_entries(frames: int, dim: int, extras: bool = False) -> list[Entry
 AOT = [
     _forward_entry(4, 64),
     _forward_entry(8, 64),
-    _forward_entry(8, 64, packed=True),
-    _forward_entry(8, 64, extras=True),
+    _forward_entry(8, 64, "packed qkv"),
+    _forward_entry(8, 64, "bias mask causal"),
+    _forward_entry(8, 64, "offsets lse"),
+    _forward_entry(8, 64, keys=4),
     _forward_entry(16, 64),
     _forward_entry(32, 64),
     _forward_entry(64, 64),
     _forward_entry(128, 128),
     _forward_entry(128, 256),
     *_backward_entries(8, 64),
-    *_backward_entries(8, 64, extras=True),
+    *_backward_entries(8, 64, "bias mask causal"),
+    *_backward_entries(8, 64, "offsets"),
     *_backward_entries(32, 128),
     *_backward_entries(32, 256),
     *_backward_entries(64, 64),
-    *_backward_entries(128, 256, extras=True),
+    *_backward_entries(128, 256, "bias mask causal"),
     # sizes and strides of 1 become constants, which not all of Triton's operations take
     Entry("temporal_attention, all sizes 1", partial(_ones, backward=False), (torch.bfloat16,), True, False),
     Entry("temporal_attention backward, all sizes 1", partial(_ones, backward=True), (torch.bfloat16,), True, False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,24 +50,30 @@ def tiles(frames: int, dim: int, itemsize: int, backward: bool) -> Tiles:
     return Tiles(tp, rows, rows if tp <= rows else 32, bd, threads)
 
 
-def common(q: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float) -> dict[str, Any]:
+def common(
+    q: Tensor, k: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float, left: int, right: int
+) -> dict[str, Any]:
     """The arguments that all kernels take."""
     return {
         "bias": bias,
         "mask": None if mask is None else mask.view(torch.uint8),
-        "T": q.shape[1],
+        "TQ": q.shape[1],
+        "TK": k.shape[1],
         "N": q.shape[2],
         "H": q.shape[3],
         "D": q.shape[4],
         "scale": float(scale),
+        "LEFT": None if left < 0 else left,
+        "RIGHT": None if right < 0 else right,
     }
 
 
-def constants(dtype: torch.dtype, causal: bool, tile: Tiles) -> dict[str, Any]:
+def constants(dtype: torch.dtype, offsets: Sequence[int] | None, tile: Tiles) -> dict[str, Any]:
     """The compile-time constants that all kernels take."""
     wide = dots_in_fp32(dtype) or dtype == torch.float32
     dot = tl.float32 if wide else (tl.float16 if dtype == torch.float16 else tl.bfloat16)
-    constexprs = {"CAUSAL": causal, "DOT": dot, "PRECISION": dot_precision(dtype)}
+    constexprs: dict[str, Any] = {"OFFSETS": None if offsets is None else tuple(offsets)}
+    constexprs |= {"HEADS": 0 if offsets is None else len(offsets), "DOT": dot, "PRECISION": dot_precision(dtype)}
     return constexprs | {"TP": tile.TP, "BQ": tile.BQ, "BK": tile.BK, "BD": tile.BD}
 
 
@@ -114,28 +121,41 @@ def write(p_x, b_x, m_r, D, BD: tl.constexpr):
 
 
 @triton.jit
-def valid_keys(o_jq, o_t, o_jk, o_s, mask, i_b, T, CAUSAL: tl.constexpr):
-    """``[BQ, BK]``: (key of the same sequence, key that the query may attend to).
+def frames_of(o_s, i_h, TK, OFFSETS: tl.constexpr, HEADS: tl.constexpr):
+    """The frames that head i_h reads as its keys o_s."""
+    if OFFSETS is not None:
+        o_f = o_s
+        for h in tl.static_range(HEADS):
+            o_f = tl.where(i_h == h, o_s + OFFSETS[h], o_f)
+        o_s = tl.minimum(tl.maximum(o_f, 0), TK - 1)
+    return o_s
+
+
+@triton.jit
+def valid_keys(o_jq, o_t, o_jk, o_s, o_f, mask, i_b, TQ, TK, LEFT, RIGHT):
+    """``[BQ, BK]``: (key of the same sequence, key that the query may attend to). Keys o_s are read from frames o_f.
 
     Rows behind the last frame count as queries too, so that their softmax stays finite; nothing of them is written.
     """
-    m_same = (o_jq[:, None] == o_jk[None, :]) & (o_s < T)[None, :]
+    m_same = (o_jq[:, None] == o_jk[None, :]) & (o_s < TK)[None, :]
     m_valid = m_same
-    if CAUSAL:
-        m_valid = m_valid & (o_s[None, :] <= o_t[:, None])
+    if LEFT is not None:
+        m_valid = m_valid & (o_s[None, :] - o_t[:, None] - (TK - TQ) >= -LEFT)
+    if RIGHT is not None:
+        m_valid = m_valid & (o_s[None, :] - o_t[:, None] - (TK - TQ) <= RIGHT)
     if mask is not None:
-        b_mask = tl.load(mask + i_b.to(tl.int64) * T + o_s, mask=o_s < T, other=0)
+        b_mask = tl.load(mask + i_b.to(tl.int64) * TK + o_f, mask=o_s < TK, other=0)
         m_valid = m_valid & (b_mask != 0)[None, :]
     return m_same, m_valid
 
 
 @triton.jit
-def scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, T, PRECISION: tl.constexpr):
+def scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK, PRECISION: tl.constexpr):
     """``[BQ, BK]`` scores times log2(e), -inf where the query may not look."""
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * 1.4426950408889634)
     if bias is not None:
-        p_bias = bias + i_h.to(tl.int64) * T * T + o_t[:, None] * T + o_s[None, :]
-        b_s += tl.load(p_bias, mask=(o_t < T)[:, None] & (o_s < T)[None, :], other=0) * 1.4426950408889634
+        p_bias = bias + i_h.to(tl.int64) * TQ * TK + o_t[:, None] * TK + o_s[None, :]
+        b_s += tl.load(p_bias, mask=(o_t < TQ)[:, None] & (o_s < TK)[None, :], other=0) * 1.4426950408889634
     return tl.where(m_valid, b_s, float("-inf"))
 
 
