@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import i2v_kernels as i2v
+from i2v_models.spatial import BACKENDS, spatial_attention
 
 ViT = Any  # open_clip's VisionTransformer and its blocks, which carry no types
 Block = Any
@@ -38,6 +39,7 @@ class Method(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.ln_post: nn.Module | None = None  # a trainable copy of the image model's, where the publication trains it
+        self.spatial = "sdpa"  # see spatial_attention
 
     def embed(self, x: Tensor, frames: int) -> Tensor:
         """Tokens ``[B*T, L, C]`` with position embedding, before ``ln_pre``."""
@@ -45,7 +47,12 @@ class Method(nn.Module):
 
     def block(self, index: int, block: Block, x: Tensor, frames: int) -> Tensor:
         """Run block number ``index`` of the image model on ``x [B*T, L, C]``."""
-        return block(x)
+        x = x + self.attend(block, block.ln_1(x))
+        return x + mlp(block, block.ln_2(x))
+
+    def attend(self, block: Block, x: Tensor) -> Tensor:
+        """The block's attention within a frame, without the residual; ``x [B*T, L, C]`` is normalised."""
+        return spatial_attention(block, x, self.spatial)
 
 
 def per_block(visual: ViT, make: Callable[[], nn.Module]) -> nn.Module:
@@ -56,13 +63,6 @@ def per_block(visual: ViT, make: Callable[[], nn.Module]) -> nn.Module:
 def by_clip(x: Tensor, frames: int) -> Tensor:
     """``[B*T, L, C]`` seen as ``[B, T, L, C]``."""
     return x.view(x.shape[0] // frames, frames, *x.shape[1:])
-
-
-def spatial_attention(block: Block, x: Tensor) -> Tensor:
-    """The attention branch of an open_clip block, without the residual; ``x [batch, tokens, C]`` is normalised."""
-    if hasattr(block, "attention"):
-        return block.ls_1(block.attention(x))
-    return block.ls_1(block.ln_attn(block.attn(x)))
 
 
 def time_attention(block: Block, x: Tensor, frames: int) -> Tensor:
@@ -105,6 +105,7 @@ class VideoCLIP(nn.Module):
     ``clip`` is the open_clip model as given, always in ``eval()`` mode (patch dropout would drop other patches in
     every frame) and frozen, unless ``train_backbone`` makes its image tower trainable. Nothing is recorded for
     autograd before the first trainable module. ``checkpointing`` recomputes each block in the backward pass.
+    ``spatial`` names what attends within a frame: see :func:`i2v_models.spatial.spatial_attention`.
     """
 
     head: Any
@@ -119,8 +120,12 @@ class VideoCLIP(nn.Module):
         *,
         train_backbone: bool = False,
         checkpointing: bool = False,
+        spatial: str = "sdpa",
     ) -> None:
         super().__init__()
+        if spatial not in BACKENDS:
+            raise ValueError(f"spatial={spatial!r} is unknown; there are {', '.join(BACKENDS)}")
+        method.spatial = spatial
         visual = check_vit(clip_model)
         clip_model.requires_grad_(False)
         visual.requires_grad_(train_backbone)

@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, TypeVar
 
 from i2v_models.methods import METHODS
+from i2v_models.spatial import BACKENDS
 
 T = TypeVar("T")
 
@@ -65,6 +66,7 @@ class TrainConfig(FitConfig):
     width: int | None = fixed(None, "width of the adapters (default: as published)", above=0)
     adapters: int | None = fixed(None, "temporal adapters per block: 1 as for Kinetics, 2 as for Something-Something")
     kernels: bool = fixed(True, "use the package's kernels; otherwise the published PyTorch operations")
+    spatial: str = fixed("sdpa", "attention within a frame: PyTorch's, flash-attn, the model's own", choices=BACKENDS)
     checkpointing: bool = fixed(False, "recompute each block in the backward pass: less memory, more time")
     device: str = fixed("auto", "cpu, cuda, ...; auto takes a GPU where there is one")
 

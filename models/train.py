@@ -61,6 +61,7 @@ def make_model(config: TrainConfig, classes: Sequence[str], clip_model: Any, tok
         kernels=config.kernels,
         train_backbone=config.train_backbone,
         checkpointing=config.checkpointing,
+        spatial=config.spatial,
         **{name: value for name in ("width", "adapters") if (value := getattr(config, name)) is not None},
     )
 

@@ -8,7 +8,7 @@ import importlib
 import pytest
 import torch
 
-from i2v_kernels import nn
+from i2v_kernels import nn, temporal_attention
 
 X = torch.arange(2 * 4 * 3 * 24, dtype=torch.float32).reshape(2, 4, 3, 24) + 1
 
@@ -88,7 +88,24 @@ def test_temporal_attention_refuses_what_does_not_fit():
         nn.TemporalAttention(24, 3)(torch.zeros(2, 4, 24))
 
 
-@pytest.mark.parametrize("module", ["temporal_attention", "token_shift", "temporal_conv"])
+def test_temporal_attention_passes_its_options_on():
+    module = nn.TemporalAttention(24, 3, window=(1, 0), offsets=[0, -1, 1])
+    assert "window=(1, 0), offsets=[0, -1, 1]" in repr(module)
+    x, bias = torch.randn(2, 4, 3, 24), torch.randn(3, 4, 4)
+    qkv = module.qkv(x).unflatten(3, (3, 3, 8))
+    want = temporal_attention(qkv, window=(1, 0), offsets=[0, -1, 1], bias=bias)
+    torch.testing.assert_close(module(x, bias=bias), module.proj(want.flatten(3)))
+
+
+def test_functional_temporal_self_attention_refuses_what_does_not_fit():
+    x, weight, proj = torch.zeros(2, 4, 3, 24), torch.zeros(72, 24), torch.zeros(24, 24)
+    with pytest.raises(ValueError, match="heads=5"):
+        nn.functional.temporal_self_attention(x, 5, weight, None, proj, None)
+    with pytest.raises(ValueError, match=r"x.shape=\(2, 4, 24\)"):
+        nn.functional.temporal_self_attention(x[:, :, 0], 3, weight, None, proj, None)
+
+
+@pytest.mark.parametrize("module", ["functional", "temporal_attention", "token_shift", "temporal_conv"])
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"i2v_kernels.nn.{module}"))
     assert result.attempted > 0 and result.failed == 0

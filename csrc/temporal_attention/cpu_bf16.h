@@ -137,7 +137,7 @@ I2V_INLINE void mix_all(const Lanes& l, const Weights<uint32_t>& w, const uint32
 }
 
 template <>
-void forward<bf16>(const Problem& p, int64_t begin, int64_t end) {
+I2V_INLINE void forward_of<bf16>(const Problem& p, int64_t begin, int64_t end) {
   const Lanes l(p);
   Scratch<bf16> rows((l.padded_queries + l.padded_keys) * raw_row(l));
   Scratch<uint32_t> pairs(packed_size(l) + l.square() / 2);
@@ -170,7 +170,7 @@ void forward<bf16>(const Problem& p, int64_t begin, int64_t end) {
 }
 
 template <>
-void backward<bf16>(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
+I2V_INLINE void backward_of<bf16>(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
   const Lanes l(p);
   const int64_t queries = l.padded_queries * raw_row(l), keys = l.padded_keys * raw_row(l), half = l.square() / 2;
   Scratch<bf16> rows(2 * l.group * queries + (l.group + 2) * keys + 2 * l.square());

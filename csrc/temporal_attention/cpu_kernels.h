@@ -279,7 +279,7 @@ I2V_INLINE void add_bias_gradient(const Layout<A>& l, const A* dscores, A* total
 }
 
 template <typename T>
-void forward(const Problem& p, int64_t begin, int64_t end) {
+I2V_INLINE void forward_of(const Problem& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   const Layout<A> l(p);
   Scratch<A> memory(l.group * (l.query_sequence() + 2 * l.key_sequence()) + l.square() + 2 * l.lane_count);
@@ -304,7 +304,7 @@ void forward(const Problem& p, int64_t begin, int64_t end) {
 }
 
 template <typename T>
-void backward(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
+I2V_INLINE void backward_of(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
   using A = accumulate_t<T>;
   const Layout<A> l(p);
   const int64_t queries = l.group * l.query_sequence(), keys = l.group * l.key_sequence();
@@ -348,3 +348,31 @@ void backward(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
 #if I2V_ISA == I2V_ISA_AVX512_BF16
 #include "cpu_bf16.h"
 #endif
+
+// The shapes of most models as constants: of what is inlined above, the loops of a few turns then disappear.
+template <typename T, typename Run>
+I2V_INLINE void for_shape(const Problem& p, const Run& run) {
+  const auto fixed = [&](auto frames) __attribute__((always_inline)) {
+    Problem known = p;
+    known.queries = known.keys = frames, known.dim = 64;
+    run(known);
+  };
+  if constexpr (sizeof(T) <= 4) {
+    if (p.queries == p.keys && p.dim == 64) {
+      if (p.keys == 4) return fixed(std::integral_constant<int64_t, 4>());
+      if (p.keys == 8) return fixed(std::integral_constant<int64_t, 8>());
+      if (p.keys == 16) return fixed(std::integral_constant<int64_t, 16>());
+    }
+  }
+  run(p);
+}
+
+template <typename T>
+void forward(const Problem& p, int64_t begin, int64_t end) {
+  for_shape<T>(p, [=](const Problem& known) __attribute__((always_inline)) { forward_of<T>(known, begin, end); });
+}
+
+template <typename T>
+void backward(const Problem& p, int64_t begin, int64_t end, void* bias_grad) {
+  for_shape<T>(p, [=](const Problem& known) __attribute__((always_inline)) { backward_of<T>(known, begin, end, bias_grad); });
+}

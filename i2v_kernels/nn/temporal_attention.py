@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..ops import temporal_attention
+from .functional import temporal_self_attention
 
 CLIP_NAMES = {
     "in_proj_weight": "qkv.weight",
@@ -28,6 +29,8 @@ class TemporalAttention(nn.Module):
         heads: H, a divisor of C.
         qkv_bias: the first projection has a bias.
         causal: a frame attends to itself and those before it.
+        window: ``(left, right)``, the frames before and after it that a frame attends to; None in either place: all.
+        offsets: one for each head, which then sees frame ``s + offset`` in place of frame s (ZeroI2V).
 
     Shape: ``[B, T, N, C]`` to the same. ``forward(x, mask=None, bias=None)``: ``mask [B, T]`` is True where a frame is valid,
     ``bias [H, T, T]`` is added to the scores.
@@ -41,11 +44,20 @@ class TemporalAttention(nn.Module):
     torch.Size([2, 8, 197, 768])
     """
 
-    def __init__(self, channels: int, heads: int, *, qkv_bias: bool = True, causal: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        qkv_bias: bool = True,
+        causal: bool = False,
+        window: tuple[int | None, int | None] | None = None,
+        offsets: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
             raise ValueError(f"TemporalAttention: heads={heads} must divide channels={channels}")
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.window, self.offsets = heads, causal, window, offsets
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         self.proj = nn.Linear(channels, channels)
 
@@ -53,8 +65,9 @@ class TemporalAttention(nn.Module):
         channels = self.proj.in_features
         if x.dim() != 4 or x.shape[3] != channels:
             raise ValueError(f"TemporalAttention: x.shape={tuple(x.shape)}, but [B, T, N, {channels}] is needed")
-        qkv = self.qkv(x).unflatten(3, (3, self.heads, channels // self.heads))
-        return self.proj(temporal_attention(qkv, mask=mask, bias=bias, causal=self.causal).flatten(3))
+        options = {"causal": self.causal, "window": self.window, "offsets": self.offsets, "mask": mask, "bias": bias}
+        weights = (self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
+        return temporal_self_attention(x, self.heads, *weights, **options)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Modules load before their children, from the same dict: what is renamed here, qkv and proj find.
@@ -64,4 +77,6 @@ class TemporalAttention(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
-        return f"{self.proj.in_features}, heads={self.heads}, causal={self.causal}"
+        options = {"causal": self.causal or None, "window": self.window, "offsets": self.offsets}
+        named = "".join(f", {name}={value}" for name, value in options.items() if value is not None)
+        return f"{self.proj.in_features}, heads={self.heads}{named}"

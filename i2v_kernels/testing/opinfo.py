@@ -101,6 +101,8 @@ def _attention_samples() -> list[Sample]:
         Sample("packed qkv", tuple(packed)),
         Sample("sequence first", (_sequence_first(q), k, _sequence_first(v))),
         Sample("one frame", _qkv(2, 1, 3, 2, 8)),
+        Sample("T8 D64, all", _qkv(2, 8, 3, 3, 64), {"bias": bias, "mask": mask, "window": (4, 1)}),
+        Sample("T16 D64, offsets", _qkv(1, 16, 3, 2, 64), {"offsets": [2, 0], "causal": True}),
         Sample("T5 D40", _qkv(1, 5, 2, 3, 40)),
         Sample("T17 D24", _qkv(1, 17, 2, 1, 24)),
         Sample("T32 D64", _qkv(1, 32, 2, 1, 64), {"causal": True}),

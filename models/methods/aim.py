@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2v_models import plain
-from i2v_models.backbone import Block, Method, ViT, by_clip, mlp, per_block, spatial_attention, time_attention
+from i2v_models.backbone import Block, Method, ViT, by_clip, mlp, per_block, time_attention
+from i2v_models.spatial import spatial_attention
 
 
 class Adapter(nn.Module):
@@ -88,12 +89,12 @@ class AIM(Method):
 
         if self.kernels:
             return branch(x, lambda n: time_attention(block, n, frames))
-        regrouped = branch(plain.frames_last(x, frames), lambda n: spatial_attention(block, n))
+        regrouped = branch(plain.frames_last(x, frames), lambda n: spatial_attention(block, n, "module"))
         return plain.tokens_last(regrouped, length=x.shape[1])
 
     def block(self, index: int, block: Block, x: Tensor, frames: int) -> Tensor:
         own = self.transformer.resblocks[index]
         x = x + self.over_time(own, block, x, frames)
-        x = x + own.S_Adapter(spatial_attention(block, block.ln_1(x)))
+        x = x + own.S_Adapter(self.attend(block, block.ln_1(x)))
         n = block.ln_2(x)
         return x + mlp(block, n) + self.scale * own.MLP_Adapter(n)

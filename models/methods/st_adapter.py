@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import i2v_kernels as i2v
 from i2v_models import plain
-from i2v_models.backbone import Block, Method, ViT, by_clip, mlp, per_block, spatial_attention
+from i2v_models.backbone import Block, Method, ViT, by_clip, mlp, per_block
 
 
 class Adapter(nn.Module):
@@ -73,6 +73,6 @@ class STAdapter(Method):
         if "adapter_pre_attn" in own:
             # the plain form writes into its input, which gradient checkpointing still needs
             x = self.adapt(own.adapter_pre_attn, x if self.kernels else x.clone(), frames)
-        x = x + spatial_attention(block, block.ln_1(x))
+        x = x + self.attend(block, block.ln_1(x))
         x = self.adapt(own.adapter_pre_mlp, x, frames)
         return x + mlp(block, block.ln_2(x))

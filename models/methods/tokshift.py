@@ -6,7 +6,7 @@ from torch import Tensor
 
 import i2v_kernels as i2v
 from i2v_models import plain
-from i2v_models.backbone import Block, Method, ViT, by_clip, mlp, spatial_attention
+from i2v_models.backbone import Block, Method, ViT, by_clip, mlp
 
 
 class TokShift(Method):
@@ -35,6 +35,6 @@ class TokShift(Method):
 
     def block(self, index: int, block: Block, x: Tensor, frames: int) -> Tensor:
         x = self.shift(x, frames)
-        x = x + spatial_attention(block, block.ln_1(x))
+        x = x + self.attend(block, block.ln_1(x))
         x = self.shift(x, frames)
         return x + mlp(block, block.ln_2(x))
