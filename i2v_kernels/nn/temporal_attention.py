@@ -65,7 +65,7 @@ class TemporalAttention(nn.Module):
         channels = self.proj.in_features
         if x.dim() != 4 or x.shape[3] != channels:
             raise ValueError(f"TemporalAttention: x.shape={tuple(x.shape)}, but [B, T, N, {channels}] is needed")
-        options = {"causal": self.causal, "window": self.window, "offsets": self.offsets, "mask": mask, "bias": bias}
+        options: dict[str, Any] = {"causal": self.causal, "window": self.window, "offsets": self.offsets, "mask": mask, "bias": bias}
         weights = (self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
         return temporal_self_attention(x, self.heads, *weights, **options)
 
