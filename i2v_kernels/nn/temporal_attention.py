@@ -65,9 +65,9 @@ class TemporalAttention(nn.Module):
         channels = self.proj.in_features
         if x.dim() != 4 or x.shape[3] != channels:
             raise ValueError(f"TemporalAttention: x.shape={tuple(x.shape)}, but [B, T, N, {channels}] is needed")
-        options: dict[str, Any] = {"causal": self.causal, "window": self.window, "offsets": self.offsets, "mask": mask, "bias": bias}
+        options: dict[str, Any] = {"causal": self.causal, "window": self.window, "offsets": self.offsets}
         weights = (self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
-        return temporal_self_attention(x, self.heads, *weights, **options)
+        return temporal_self_attention(x, self.heads, *weights, mask=mask, bias=bias, **options)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Modules load before their children, from the same dict: what is renamed here, qkv and proj find.
