@@ -170,3 +170,25 @@ I2V_INLINE Vec<A> sum_each(Vec<A> (&x)[lanes<A>]) {
   }
   return x[0];
 }
+
+// Lane i of x[j] becomes lane j of x[i].
+template <typename A>
+I2V_INLINE void transpose(Vec<A> (&x)[lanes<A>]) {
+  constexpr int W = lanes<A>;
+#pragma GCC unroll 8
+  for (int width = 1; width < W; width *= 2) {
+    typename VecOf<A>::index low, high;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      low[i] = i & width ? W + i - width : i;
+      high[i] = i & width ? W + i : i + width;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      if (i & width) continue;
+      const Vec<A> a = x[i], b = x[i + width];
+      x[i] = __builtin_shuffle(a, b, low);
+      x[i + width] = __builtin_shuffle(a, b, high);
+    }
+  }
+}

@@ -49,7 +49,31 @@ I2V_INLINE void pack_rows(const Lanes& l, const bf16* frames, int64_t count, int
 }
 
 // out[j][i] = <a_i, b_j>, i in lanes.
-I2V_INLINE void dot_raw(const Lanes& l, const bf16* a, const bf16* b, float* out) {
+I2V_INLINE void dot_raw(const Lanes& l, const bf16* a, const bf16* b, float* turned, float* out) {
+  if (l.turns()) {  // pairs of numbers are turned as they are, each as one word
+    turn(l, reinterpret_cast<const float*>(a), raw_row(l) / 2, raw_row(l) / 2, turned);
+    for_blocks(l, [=](auto keys, auto vectors, int64_t j, int64_t lane) __attribute__((always_inline)) {
+      __m512 sum[keys][vectors] = {};
+      for (int64_t d = 0; 2 * d < l.dim; ++d) {
+        __m512bh query[vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) query[v] = (__m512bh)_mm512_loadu_ps(turned + d * l.lane_count + lane + v * 16);
+#pragma GCC unroll 16
+        for (int c = 0; c < keys; ++c) {
+          int32_t pair;
+          std::memcpy(&pair, b + (j + c) * raw_row(l) + 2 * d, sizeof pair);
+          const __m512bh key = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 2
+          for (int v = 0; v < vectors; ++v) sum[c][v] = _mm512_dpbf16_ps(sum[c][v], query[v], key);
+        }
+      }
+#pragma GCC unroll 16
+      for (int c = 0; c < keys; ++c)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) _mm512_storeu_ps(out + (j + c) * l.lane_count + lane + v * 16, sum[c][v]);
+    });
+    return;
+  }
   for (int64_t i = 0; i < l.queries; i += 4) {
     for (int64_t j = 0; j < l.keys; j += 4) {
       __m512 sum[16] = {};
@@ -141,10 +165,11 @@ I2V_INLINE void forward_of<bf16>(const Problem& p, int64_t begin, int64_t end) {
   const Lanes l(p);
   Scratch<bf16> rows((l.padded_queries + l.padded_keys) * raw_row(l));
   Scratch<uint32_t> pairs(packed_size(l) + l.square() / 2);
-  Scratch<float> lanes_memory(l.square() + 2 * l.lane_count);
+  Scratch<float> lanes_memory(l.square() + 2 * l.lane_count + raw_row(l) / 2 * l.lane_count);
   bf16 *q = rows.data(), *k = q + l.padded_queries * raw_row(l);
   uint32_t *packed = pairs.data(), *weights = packed + packed_size(l);
   float *scores = lanes_memory.data(), *lane_frame = scores + l.square(), *lse = lane_frame + l.lane_count;
+  float* turned = lse + l.lane_count;
   fill_lane_frames(l, lane_frame);
   for (int64_t token = begin; token < end; ++token) {
     const int64_t b = token / p.tokens, n = token % p.tokens;
@@ -154,7 +179,7 @@ I2V_INLINE void forward_of<bf16>(const Problem& p, int64_t begin, int64_t end) {
         copy_raw(l, at<bf16>(p.q, b, n, h + g), l.queries, 0, p.q.stride[1], next_group(p, l, p.q, h), q);
         copy_raw(l, at<bf16>(p.k, b, n, h + g), l.keys, offset, p.k.stride[1], next_group(p, l, p.k, h), k);
         expect_writes<bf16>(p, p.out, l.queries, b, n, h + g);
-        dot_raw(l, q, k, scores + g * l.padded_queries);
+        dot_raw(l, q, k, turned, scores + g * l.padded_queries);
       }
       const bool* valid = p.mask ? p.mask + b * p.keys : nullptr;
       softmax(p, l, lane_frame, bias_of(p, l, h), valid, offset, scores, p.lse ? lse : nullptr);
@@ -175,11 +200,12 @@ I2V_INLINE void backward_of<bf16>(const Problem& p, int64_t begin, int64_t end, 
   const int64_t queries = l.padded_queries * raw_row(l), keys = l.padded_keys * raw_row(l), half = l.square() / 2;
   Scratch<bf16> rows(2 * l.group * queries + (l.group + 2) * keys + 2 * l.square());
   Scratch<uint32_t> pairs(packed_size(l) + 2 * half);
-  Scratch<float> lanes_memory(2 * l.square() + l.lane_count);
+  Scratch<float> lanes_memory(2 * l.square() + l.lane_count + raw_row(l) / 2 * l.lane_count);
   bf16 *q = rows.data(), *grad = q + l.group * queries, *k = grad + l.group * queries, *v = k + l.group * keys;
   bf16 *seen = v + keys, *probs_by_query = seen + keys, *grads_by_query = probs_by_query + l.square();
   uint32_t *packed = pairs.data(), *probs_by_key = packed + packed_size(l), *grads_by_key = probs_by_key + half;
   float *probs = lanes_memory.data(), *grads = probs + l.square(), *lane_frame = grads + l.square();
+  float* turned = lane_frame + l.lane_count;
   const float scale = static_cast<float>(p.scale);
   fill_lane_frames(l, lane_frame);
   // A gradient of keys or values, which a head with an offset saw elsewhere than they are.
@@ -201,9 +227,9 @@ I2V_INLINE void backward_of<bf16>(const Problem& p, int64_t begin, int64_t end, 
         copy_raw(l, at<bf16>(p.v, b, n, h + g), l.keys, offset, p.v.stride[1], next_group(p, l, p.v, h), v);
         copy_raw(l, at<bf16>(p.grad, b, n, h + g), l.queries, 0, p.grad.stride[1], next_group(p, l, p.grad, h), to_grad);
         expect_writes<bf16>(p, p.dv, l.keys, b, n, h + g);
-        dot_raw(l, to_q, to_k, probs + g * l.padded_queries);
+        dot_raw(l, to_q, to_k, turned, probs + g * l.padded_queries);
         expect_writes<bf16>(p, p.dk, l.keys, b, n, h + g);
-        dot_raw(l, to_grad, v, grads + g * l.padded_queries);
+        dot_raw(l, to_grad, v, turned, grads + g * l.padded_queries);
       }
       const bool* valid = p.mask ? p.mask + b * p.keys : nullptr;
       softmax(p, l, lane_frame, bias_of(p, l, h), valid, offset, probs, static_cast<float*>(nullptr));

@@ -25,6 +25,10 @@ struct Layout {
   int64_t query_sequence() const { return padded_queries * padded_dim; }  // elements of one copied sequence
   int64_t key_sequence() const { return padded_keys * padded_dim; }
   int64_t square() const { return padded_keys * lane_count; }  // elements of the group's scores
+
+  // Long sequences are worth turning before their dot products: then no sums across lanes are left.
+  bool turns() const { return padded_queries >= W; }
+  int64_t turned() const { return turns() ? padded_dim * lane_count : 0; }
 };
 
 // The frame that a head with this offset reads as its key `s`.
@@ -47,9 +51,73 @@ I2V_INLINE void copy_in(const Layout<A>& l, const T* frames, int64_t count, int6
   }
 }
 
+// Queries' rows of `words` numbers, `stride` apart, to [word][lane].
+template <typename A>
+I2V_INLINE void turn(const Layout<A>& l, const A* rows, int64_t words, int64_t stride, A* turned) {
+  constexpr int W = Layout<A>::W;
+  for (int64_t lane = 0; lane < l.lane_count; lane += W) {
+    for (int64_t word = 0; word < words; word += W) {
+      Vec<A> x[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) x[i] = lane + i < l.padded_queries ? load(rows + (lane + i) * stride + word) : Vec<A>{};
+      transpose<A>(x);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) store<A>(turned + (word + i) * l.lane_count + lane, x[i]);
+    }
+  }
+}
+
+// Runs block(keys, vectors, j, lane) over all scores, its first two arguments compile-time constants.
+template <typename A, typename Block>
+I2V_INLINE void for_blocks(const Layout<A>& l, const Block& block) {
+  constexpr int W = Layout<A>::W, most = I2V_VECTOR_BYTES == 64 ? 8 : 4;  // 2 x most sums in registers
+  const std::integral_constant<int, 1> one;
+  const std::integral_constant<int, 2> two;
+  const std::integral_constant<int, 4> few;
+  int64_t lane = 0;
+  for (; lane + 2 * W <= l.lane_count; lane += 2 * W) {
+    int64_t j = 0;
+    for (; j + most <= l.padded_keys; j += most) block(std::integral_constant<int, most>(), two, j, lane);
+    for (; j < l.padded_keys; j += 4) block(few, two, j, lane);
+  }
+  if (lane < l.lane_count) {
+    int64_t j = 0;
+    for (; j + 2 * most <= l.padded_keys; j += 2 * most) block(std::integral_constant<int, 2 * most>(), one, j, lane);
+    for (; j < l.padded_keys; j += 4) block(few, one, j, lane);
+  }
+}
+
+// The same as dot_products of turned queries.
+template <typename A>
+I2V_INLINE void dot_turned(const Layout<A>& l, const A* turned, const A* b, A* out) {
+  for_blocks(l, [=](auto keys, auto vectors, int64_t j, int64_t lane) __attribute__((always_inline)) {
+    constexpr int W = Layout<A>::W;
+    Vec<A> sum[keys][vectors] = {};
+    for (int64_t d = 0; d < l.dim; ++d) {
+      Vec<A> query[vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) query[v] = load(turned + d * l.lane_count + lane + v * W);
+#pragma GCC unroll 16
+      for (int c = 0; c < keys; ++c) {
+        const Vec<A> key = broadcast(b[(j + c) * l.padded_dim + d]);
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sum[c][v] += key * query[v];
+      }
+    }
+#pragma GCC unroll 16
+    for (int c = 0; c < keys; ++c)
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) store<A>(out + (j + c) * l.lane_count + lane + v * W, sum[c][v]);
+  });
+}
+
 // out[j][i] = <a_i, b_j>, i in lanes.
 template <typename A>
-I2V_INLINE void dot_products(const Layout<A>& l, const A* a, const A* b, A* out) {
+I2V_INLINE void dot_products(const Layout<A>& l, const A* a, const A* b, A* turned, A* out) {
+  if (l.turns()) {
+    turn(l, a, l.padded_dim, l.padded_dim, turned);
+    return dot_turned(l, turned, b, out);
+  }
   constexpr int R = Layout<A>::rows, C = Layout<A>::columns, W = Layout<A>::W;
   for (int64_t i = 0; i < l.queries; i += R) {
     for (int64_t j = 0; j < l.keys; j += C) {
@@ -221,13 +289,13 @@ I2V_INLINE void fill_lane_frames(const Layout<A>& l, A* lane_frame) {
 // Probabilities of the heads [h, h + count) of one token, from memory.
 template <typename T, typename A>
 I2V_INLINE void probabilities(const Problem& p, const Layout<A>& l, int64_t b, int64_t n, int64_t h, int64_t count,
-                              const A* lane_frame, A* q, A* k, A* scores, A* lse) {
+                              const A* lane_frame, A* q, A* k, A* turned, A* scores, A* lse) {
   const int64_t offset = offset_of(p, h);
   for (int64_t g = 0; g < count; ++g) {
     A *to_q = q + g * l.query_sequence(), *to_k = k + g * l.key_sequence();
     copy_in(l, at<T>(p.q, b, n, h + g), l.queries, 0, p.q.stride[1], next_group(p, l, p.q, h), to_q);
     copy_in(l, at<T>(p.k, b, n, h + g), l.keys, offset, p.k.stride[1], next_group(p, l, p.k, h), to_k);
-    dot_products(l, to_q, to_k, scores + g * l.padded_queries);
+    dot_products(l, to_q, to_k, turned, scores + g * l.padded_queries);
   }
   softmax(p, l, lane_frame, bias_of(p, l, h), p.mask ? p.mask + b * p.keys : nullptr, offset, scores, lse);
 }
@@ -282,16 +350,17 @@ template <typename T>
 I2V_INLINE void forward_of(const Problem& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   const Layout<A> l(p);
-  Scratch<A> memory(l.group * (l.query_sequence() + 2 * l.key_sequence()) + l.square() + 2 * l.lane_count);
+  Scratch<A> memory(l.group * (l.query_sequence() + 2 * l.key_sequence()) + l.square() + 2 * l.lane_count + l.turned());
   A *q = memory.data(), *k = q + l.group * l.query_sequence(), *v = k + l.group * l.key_sequence();
   A *scores = v + l.group * l.key_sequence(), *lane_frame = scores + l.square(), *lse = lane_frame + l.lane_count;
+  A* turned = lse + l.lane_count;
   fill_lane_frames(l, lane_frame);
   for (int64_t token = begin; token < end; ++token) {
     const int64_t b = token / p.tokens, n = token % p.tokens;
     for (int64_t h = 0; h < p.heads; h += l.group) {
       const int64_t count = std::min(l.group, p.heads - h);
       for (int64_t g = 0; g < count; ++g) expect_writes<T>(p, p.out, l.queries, b, n, h + g);
-      probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, scores, p.lse ? lse : nullptr);
+      probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, turned, scores, p.lse ? lse : nullptr);
       if (p.lse) write_lse(p, l, b, n, h, count, lse);
       for (int64_t g = 0; g < count; ++g) {
         A* to = v + g * l.key_sequence();
@@ -308,9 +377,10 @@ I2V_INLINE void backward_of(const Problem& p, int64_t begin, int64_t end, void* 
   using A = accumulate_t<T>;
   const Layout<A> l(p);
   const int64_t queries = l.group * l.query_sequence(), keys = l.group * l.key_sequence();
-  Scratch<A> memory(2 * queries + 2 * keys + l.key_sequence() + 2 * l.square() + l.lane_count);
+  Scratch<A> memory(2 * queries + 2 * keys + l.key_sequence() + 2 * l.square() + l.lane_count + l.turned());
   A *q = memory.data(), *grad = q + queries, *k = grad + queries, *v = k + keys, *seen = v + keys;
   A *probs = seen + l.key_sequence(), *dscores = probs + l.square(), *lane_frame = dscores + l.square();
+  A* turned = lane_frame + l.lane_count;
   fill_lane_frames(l, lane_frame);
   // A gradient of keys or values, which a head with an offset saw elsewhere than they are.
   const auto mix_to_keys = [&](const A* weight, const A* in, A scale, const View<4>& to, int64_t b, int64_t n, int64_t h) {
@@ -323,13 +393,13 @@ I2V_INLINE void backward_of(const Problem& p, int64_t begin, int64_t end, void* 
     const int64_t b = token / p.tokens, n = token % p.tokens;
     for (int64_t h = 0; h < p.heads; h += l.group) {
       const int64_t count = std::min(l.group, p.heads - h), offset = offset_of(p, h);
-      probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, probs, static_cast<A*>(nullptr));
+      probabilities<T>(p, l, b, n, h, count, lane_frame, q, k, turned, probs, static_cast<A*>(nullptr));
       for (int64_t g = 0; g < count; ++g) {
         A *to_v = v + g * l.key_sequence(), *to_grad = grad + g * l.query_sequence();
         copy_in(l, at<T>(p.v, b, n, h + g), l.keys, offset, p.v.stride[1], next_group(p, l, p.v, h), to_v);
         copy_in(l, at<T>(p.grad, b, n, h + g), l.queries, 0, p.grad.stride[1], next_group(p, l, p.grad, h), to_grad);
         expect_writes<T>(p, p.dv, l.keys, b, n, h + g);
-        dot_products(l, to_grad, to_v, dscores + g * l.padded_queries);
+        dot_products(l, to_grad, to_v, turned, dscores + g * l.padded_queries);
       }
       score_gradients(l, probs, dscores);
       for (int64_t g = 0; g < count; ++g) {
