@@ -25,7 +25,7 @@ import i2v_kernels as i2v
 from i2v_kernels.testing import OPINFOS, OpInfo, Sample
 
 from .measure import TUNABLES, copy_ceiling, interleaved
-from .peers import PEERS
+from .peers import GPU_PEERS, PEERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ("forward", "forward+backward")
@@ -37,6 +37,28 @@ def candidates(info: OpInfo, compiled: bool) -> dict[str, Callable[..., Tensor]]
     if compiled:
         found |= {f"compiled {name}": torch.compile(peer) for name, peer in PEERS[info.name].items()}
     return found
+
+
+def on_gpu(info: OpInfo, sample: Sample) -> dict[str, Callable[..., Tensor]]:
+    """What GPUs have besides: our backends that are not chosen automatically, and the peers that this call suits."""
+    explained = i2v.explain(info.op, *sample.args, **sample.kwargs)
+    named = [name for name in ("triton", "cuda") if not explained.reasons.get(name, "cannot").startswith("cannot")]
+    found = {f"i2v_kernels {name}": partial(info.op, backend=name) for name in named if name != explained.backend}
+    for name, peer in GPU_PEERS.get(info.name, {}).items():
+        refusal = why_not(peer, sample)
+        if refusal:
+            print(f"{info} {sample.name}: {name} cannot run: {refusal}", flush=True)
+        else:
+            found[name] = peer
+    return found
+
+
+def why_not(function: Callable[..., Tensor], sample: Sample) -> str | None:
+    try:
+        function(*sample.args, **sample.kwargs)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def check(info: OpInfo, sample: Sample, functions: dict[str, Callable[..., Tensor]]) -> None:
@@ -61,8 +83,8 @@ def forward_backward(function: Callable[..., Tensor], sample: Sample, grad: Tens
 
 def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled: bool, cold: bool) -> list[dict]:
     """One row per mode."""
-    functions = candidates(info, compiled)
     sample = sample.to(sample.args[0].dtype, device, requires_grad=True)
+    functions = candidates(info, compiled) | (on_gpu(info, sample) if device == "cuda" else {})
     with torch.no_grad():
         check(info, sample, functions)
     grad = torch.randn_like(sample.args[0])
@@ -104,7 +126,8 @@ def peak_memory(call: Callable[[], None]) -> float:
 
 
 def best(row: dict, compiled: bool) -> str:
-    ratios = {n: r for n, r in row["ratios"].items() if n.startswith("compiled ") == compiled}
+    peers = {n: r for n, r in row["ratios"].items() if not n.startswith("i2v_kernels")}
+    ratios = {n: r for n, r in peers.items() if n.startswith("compiled ") == compiled}
     if not ratios:
         return "-"
     name = min(ratios, key=ratios.__getitem__)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def attention_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -24,6 +26,12 @@ def attention_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     out = F.scaled_dot_product_attention(rows(q), rows(k), rows(v))
     return out.reshape(batch, tokens, heads, frames, dim).permute(0, 3, 1, 2, 4)
+
+
+def attention_sdpa_by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same through one of SDPA's kernels, which raises where that one cannot run."""
+    with sdpa_kernel(backend):
+        return attention_sdpa(q, k, v)
 
 
 def attention_elementwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -106,4 +114,13 @@ PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     },
     "token_shift": {"slices": shift_slices, "cat": shift_cat},
     "temporal_conv": {"conv3d": conv_conv3d, "channels_last": conv_channels_last, "shifted_add": conv_shifted_add},
+}
+
+# Not compiled, and left out where they cannot run.
+GPU_PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
+    "temporal_attention": {
+        "sdpa flash": partial(attention_sdpa_by, SDPBackend.FLASH_ATTENTION),
+        "sdpa efficient": partial(attention_sdpa_by, SDPBackend.EFFICIENT_ATTENTION),
+        "sdpa cudnn": partial(attention_sdpa_by, SDPBackend.CUDNN_ATTENTION),
+    },
 }

@@ -9,7 +9,7 @@ import torch
 
 from i2v_kernels.testing import OPINFOS
 
-from .__main__ import candidates, check, forward, forward_backward
+from .__main__ import candidates, check, forward, forward_backward, on_gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = [
@@ -39,3 +39,12 @@ def test_op(benchmark, info, name, mode):
     benchmark.group = f"{info} {mode}"
     benchmark.extra_info |= {"shape": list(sample.args[0].shape), "bytes": info.traffic(sample)}
     benchmark.pedantic(synchronised, rounds=20, warmup_rounds=3)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")
+def test_what_only_gpus_have_is_left_out_where_it_cannot_run(capsys):
+    info = next(info for info in OPINFOS if info.name == "temporal_attention")
+    sample = info.models(1)[0].to(torch.float32)
+    found = on_gpu(info, sample)
+    assert set(found) == {"sdpa flash"} and "sdpa cudnn cannot run: " in capsys.readouterr().out
+    check(info, sample, found)

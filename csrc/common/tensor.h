@@ -37,6 +37,7 @@ inline T* row_of(const View<3>& x, int64_t b, int64_t t, int64_t n) {
 inline void check_like(const Tensor& t, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(t.dim() == like.dim(), name, " has ", t.dim(), " dimensions, not ", like.dim());
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " has another dtype than the first argument");
+  STD_TORCH_CHECK(t.device() == like.device(), name, " is on another device than the first argument");
   for (int64_t i = 0; i < t.dim(); ++i)
     STD_TORCH_CHECK(t.size(i) == like.size(i), name, ": size ", t.size(i), " of dimension ", i, " is not ", like.size(i));
   STD_TORCH_CHECK(t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1, name, ": the last stride must be 1");

@@ -5,22 +5,7 @@
 
 #include "../common/cpu.h"
 #include "../common/dispatch.h"
-
-namespace i2v {
-
-struct Problem {
-  int64_t batch, queries, keys, tokens, heads, dim;  // queries and keys: their numbers of frames
-  View<4> q, k, v, out, grad, dq, dk, dv;
-  const int64_t* offsets = nullptr;  // [H]
-  double scale = 1;
-  int64_t left = -1, right = -1;  // the window; negative: no limit
-  const void* bias_lanes = nullptr;  // see arrange_bias
-  const bool* mask = nullptr;        // [B, Tk]
-  void* lse = nullptr;               // [B, Tq, N, H]
-  bool past_cache = false;  // what is read and written exceeds a usual last-level cache: write around it
-};
-
-}  // namespace i2v
+#include "problem.h"
 
 #define I2V_KERNELS "../temporal_attention/cpu_kernels.h"
 #include "../common/for_each_isa.h"
@@ -33,55 +18,6 @@ bool writes_past_cache(const Tensor& out, int64_t tensors) {
   const bool whole_lines =
       out.element_size() >= 4 || (out.scalar_type() == ScalarType::BFloat16 && current_isa() == Isa::avx512_bf16);
   return whole_lines && exceeds_cache(tensors * out.numel() * out.element_size());
-}
-
-// q, k and v as three tensors, or, where k and v are not given, in q: [B, T, N, 3, H, D].
-struct Triple {
-  View<4> q, k, v;
-
-  Triple(const Tensor& q_, const std::optional<Tensor>& k_, const std::optional<Tensor>& v_) {
-    if (k_ && v_) {
-      q = View<4>(q_), k = View<4>(*k_), v = View<4>(*v_);
-      return;
-    }
-    View<4>* const parts[] = {&q, &k, &v};
-    for (int i = 0; i < 3; ++i) {
-      parts[i]->data = static_cast<char*>(q_.data_ptr()) + i * q_.stride(3) * q_.element_size();
-      for (int j = 0; j < 4; ++j) parts[i]->stride[j] = q_.stride(j < 3 ? j : 4);
-    }
-  }
-};
-
-using Tensors = std::optional<Tensor>;
-using Offsets = std::optional<std::vector<int64_t>>;
-
-Problem describe(const Tensor& q, const Tensors& k, const Tensors& v, const Tensors& bias, const Tensors& mask,
-                 const Offsets& offsets, double scale, int64_t left, int64_t right) {
-  const bool packed = !k && !v;
-  STD_TORCH_CHECK(q.is_cpu() && (packed ? q.dim() == 6 && q.size(3) == 3 : k && v && q.dim() == 5 && k->dim() == 5),
-                  "temporal_attention: q must be a CPU tensor [B, T, N, H, D] with k and v, or [B, T, N, 3, H, D]");
-  check_like(q, q, "q");
-  if (!packed) {
-    for (const int64_t i : {0, 2, 3, 4})
-      STD_TORCH_CHECK(k->size(i) == q.size(i), "temporal_attention: k must have q's shape but for its frames");
-    check_like(*k, *k, "k"), check_like(*v, *k, "v");
-    STD_TORCH_CHECK(k->scalar_type() == q.scalar_type(), "temporal_attention: k has another dtype than q");
-  }
-  Problem p{q.size(0), q.size(1), packed ? q.size(1) : k->size(1), q.size(2), q.size(packed + 3), q.size(packed + 4)};
-  const Triple qkv(q, k, v);
-  p.q = qkv.q, p.k = qkv.k, p.v = qkv.v;
-  p.scale = scale, p.left = left, p.right = right;
-  if (offsets) {
-    STD_TORCH_CHECK(static_cast<int64_t>(offsets->size()) == p.heads, "temporal_attention: one offset for each head is needed");
-    p.offsets = offsets->data();
-  }
-  const ScalarType sums = q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  if (bias) check_contiguous(*bias, p.heads * p.queries * p.keys, sums, "bias");
-  if (mask) {
-    check_contiguous(*mask, p.batch * p.keys, ScalarType::Bool, "mask");
-    p.mask = static_cast<const bool*>(mask->const_data_ptr());
-  }
-  return p;
 }
 
 template <typename T>

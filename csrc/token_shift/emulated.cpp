@@ -1,14 +1,13 @@
-// The CUDA kernel's threads, run one after another on the CPU over the whole grid. Most machines that build and test this
-// package have no GPU: this op lets their tests judge the kernel's index arithmetic, masks, vector widths and sums against the
-// definition, with the address sanitizer watching. It is for tests alone: the `cpu` backend is the fast one.
+// The CUDA kernel's schema, and its threads run one after another on the CPU over the whole grid: with no GPU at hand, the tests
+// judge index arithmetic, masks, vector widths and sums so, with the address sanitizer watching. For tests alone: the fast
+// kernels for CPUs are those of cpu.cpp.
 #include "cuda_thread.h"
 
 namespace i2v::shift {
 namespace {
 
-void token_shift_emulated(const Tensor& x, Tensor out, const std::vector<int64_t> channels,
-                          const std::vector<int64_t> offsets, int64_t padding, int64_t start, int64_t stop, bool adjoint) {
-  STD_TORCH_CHECK(x.is_cpu(), "token_shift_emulated: x must be a CPU tensor [B, T, N, C]");
+void emulate(const Tensor& x, Tensor out, const std::vector<int64_t> channels, const std::vector<int64_t> offsets,
+             int64_t padding, int64_t start, int64_t stop, bool adjoint) {
   const Launch p = describe(x, out, channels, offsets, padding, start, stop, adjoint);
   if (p.threads == 0) return;
   for_thread(p, x.scalar_type(), [&](auto thread) {
@@ -26,14 +25,11 @@ int64_t token_shift_vector_bytes(const Tensor& x, const Tensor& out, const std::
 STABLE_TORCH_LIBRARY_FRAGMENT(i2v_kernels_C, m) {
   m.def(
       "token_shift(Tensor x, Tensor(a!) out, int[] channels, int[] offsets, int padding, int start, int stop, bool adjoint) "
-      "-> ()");  // cuda.cu
-  m.def(
-      "token_shift_emulated(Tensor x, Tensor(a!) out, int[] channels, int[] offsets, int padding, int start, int stop, "
-      "bool adjoint) -> ()");
+      "-> ()");
   m.def("token_shift_vector_bytes(Tensor x, Tensor out, int[] channels) -> int");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CPU, m) { m.impl("token_shift_emulated", TORCH_BOX(&token_shift_emulated)); }
+STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CPU, m) { m.impl("token_shift", TORCH_BOX(&emulate)); }
 
 STABLE_TORCH_LIBRARY_IMPL(i2v_kernels_C, CompositeExplicitAutograd, m) {
   m.impl("token_shift_vector_bytes", TORCH_BOX(&token_shift_vector_bytes));

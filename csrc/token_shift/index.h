@@ -2,13 +2,7 @@
 // that runs the CUDA kernel's index arithmetic over its whole grid.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define I2V_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define I2V_HOST_DEVICE inline
-#endif
+#include "../common/host_device.h"
 
 namespace i2v::shift {
 

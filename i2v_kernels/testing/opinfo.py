@@ -20,15 +20,17 @@ class Sample:
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def to(self, dtype: torch.dtype = torch.float64, device: str = "cpu", requires_grad: bool = False) -> Sample:
-        """The same call in another dtype and place, strides kept; fresh leaves."""
+    def to(
+        self, dtype: torch.dtype = torch.float64, device: str | None = None, requires_grad: bool = False
+    ) -> Sample:
+        """The same call in another dtype and, if it is named, another place; strides kept, fresh leaves."""
 
         def place(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             if not value.is_floating_point():
-                return value.to(device)
-            moved = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=device)
+                return value.to(device or value.device)
+            moved = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=device or value.device)
             return moved.copy_(value).requires_grad_(requires_grad)
 
         return Sample(self.name, tuple(map(place, self.args)), {k: place(v) for k, v in self.kwargs.items()})

@@ -94,6 +94,27 @@ def test_sums_move_sixteen_bytes(sass, mangled):
         assert accesses and all(op.startswith(("LDG.E.128", "STG.E.128")) for op in accesses), accesses
 
 
+@pytest.mark.parametrize("frames", (8, 16, 32))
+@pytest.mark.parametrize("mangled", ("BFloat16", "Half"))
+def test_attention_moves_sixteen_bytes_and_multiplies_by_matrix_instructions(sass, mangled, frames):
+    """All of q, k and v, up to 64 channels (32 of more than 16 frames), are under way before the first product."""
+    for code in kernels_named(sass, "attention_forward_kernel", f"{mangled}ELi{frames}E"):
+        first = next(i for i, op in enumerate(code) if op.startswith("HMMA"))
+        assert sum(op.startswith("LDG.E.128") for op in code[:first]) >= 12, code[:first]
+        assert_lean(code)
+    for bias in (0, 1):
+        for code in kernels_named(sass, "attention_backward_kernel", f"{mangled}ELi{frames}ELb{bias}E"):
+            assert_lean(code)
+
+
+def assert_lean(code):
+    """Tensors go by 16 bytes; single numbers are those of bias, mask and log-sum-exp. No shared memory, no barrier."""
+    assert {"MOVM.16.MT88"} <= set(code) and not [op for op in code if op.startswith(("LDS", "STS", "BAR", "ATOM", "RED."))]
+    wide = [op for op in code if op.startswith(("LDG.E.128", "STG.E.128"))]
+    narrow = {op for op in code if op.startswith(("LDG", "STG"))} - set(wide)
+    assert len(wide) >= 16 and narrow <= {"LDG.E", "LDG.E.U8", "STG.E"}, narrow
+
+
 def test_nothing_spills(library, sass):
     usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", cuobjdump("-res-usage", library))
     assert len(usage) >= len(sass) > 0

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..base import FORCED, Op, accumulate_dtype, cpu_backend, reference_backend, triton_backend
+from ..base import FORCED, Backend, Op, accumulate_dtype, cpu_backend, reference_backend, triton_backend
 from ..token_shift.op import MAX_GROUPS
-from . import reference, sdpa
+from . import cuda, reference, sdpa
 from .packing import empty_grads, empty_output
 
 NAME = "temporal_attention"
@@ -191,7 +191,9 @@ _OP = Op(
         reference_backend(sdpa.forward, (0, 1, 2, 3), empty=empty_output, name="sdpa", can_run=_sdpa_can_run),
         cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
+        Backend("cuda", cuda.can_run, cuda.forward, cuda.backward),
     ),
+    by_name_only={"cuda": "not yet verified on a GPU (proof step 7): ask for it by name"},
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "sdpa", "reference")},
     fake=empty_output,
     fake_backward=empty_grads,
