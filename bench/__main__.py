@@ -94,6 +94,7 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
         run = forward if mode == "forward" else partial(forward_backward, grad=grad)
         timings = interleaved({n: partial(run, f, sample) for n, f in functions.items()}, device, seconds, cold)
         memory = {n: peak_memory(partial(run, f, sample)) for n, f in functions.items()} if device == "cuda" else {}
+        kept = {n: kept_for_backward(f, sample) for n, f in functions.items()} if mode != "forward" else {}
         ours = timings.pop("i2v_kernels")
         rows.append(
             {
@@ -107,6 +108,7 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
                 "copy_gb_per_s": ceiling / 1e9,
                 "share_of_copy": info.traffic(sample) / ours.median * 1e3 / ceiling if mode == "forward" else None,
                 "peak_mib": memory,
+                "kept_mib": kept,
                 "peers_ms": {name: vars(timing) for name, timing in timings.items()},
                 "ratios": {name: timing.median / ours.median for name, timing in timings.items()},
             }
@@ -125,6 +127,23 @@ def peak_memory(call: Callable[[], None]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+def kept_for_backward(function: Callable[..., Tensor], sample: Sample) -> float:
+    """MiB that autograd keeps besides the arguments themselves: what a training step pays from forward to backward."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in sample.tensors()}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = function(*sample.args, **sample.kwargs)  # alive while it is counted: no two may share an address
+    del out
+    return sum(storages.values()) / 2**20
+
+
 def best(row: dict, compiled: bool) -> str:
     peers = {n: r for n, r in row["ratios"].items() if not n.startswith("i2v_kernels")}
     ratios = {n: r for n, r in peers.items() if n.startswith("compiled ") == compiled}
@@ -134,8 +153,15 @@ def best(row: dict, compiled: bool) -> str:
     return f"{ratios[name]:5.2f}x {name.removeprefix('compiled ')}"
 
 
+def kept(row: dict) -> str:
+    """Ours, and the least of any eager peer."""
+    peers = [mib for name, mib in row["kept_mib"].items() if not name.startswith(("i2v_kernels", "compiled "))]
+    return f"{row['kept_mib']['i2v_kernels']:.1f}, eager {min(peers):.1f}" if peers else ""
+
+
 HEADER = (
-    f"{'op':<19}{'call':<43}{'dtype':<10}{'mode':<18}{'ms (20-80 %)':<22}{'of copy':<9}{'best eager':<22}best compiled"
+    f"{'op':<19}{'call':<43}{'dtype':<10}{'mode':<18}{'ms (20-80 %)':<22}{'of copy':<9}{'best eager':<22}{'best compiled':<22}"
+    "kept for backward, MiB"
 )
 
 
@@ -144,7 +170,7 @@ def line(row: dict) -> str:
     spread = f"{ms['median']:.2f} ({ms['low']:.2f}-{ms['high']:.2f})"
     return (
         f"{row['op']:<19}{row['sample']:<43}{row['dtype']:<10}{row['mode']:<18}{spread:<22}"
-        f"{'' if share is None else f'{share:.0%}':<9}{best(row, False):<22}{best(row, True)}"
+        f"{'' if share is None else f'{share:.0%}':<9}{best(row, False):<22}{best(row, True):<22}{kept(row)}"
     )
 
 

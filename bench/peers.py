@@ -106,6 +106,26 @@ def conv_shifted_add(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, i
     return F.pad(out.flatten(2, 3), (0, 0, prefix, 0))
 
 
+def st_adapter_published(
+    x: Tensor, down: Tensor, down_bias: Tensor, conv: Tensor, conv_bias: Tensor, up: Tensor, up_bias: Tensor,
+    grid: tuple[int, int],
+) -> Tensor:  # fmt: skip
+    """As published: patches to ``[B, C, T, H, W]`` for ``conv3d(groups=C)``, back, and into zeros that are added."""
+    hidden = conv_conv3d(F.linear(x[:, :, 1:], down, down_bias), conv, conv_bias, grid, 0)
+    update = torch.zeros_like(x)
+    update[:, :, 1:] = F.linear(hidden, up, up_bias)
+    return x + update
+
+
+def st_adapter_shifted_add(
+    x: Tensor, down: Tensor, down_bias: Tensor, conv: Tensor, conv_bias: Tensor, up: Tensor, up_bias: Tensor,
+    grid: tuple[int, int],
+) -> Tensor:  # fmt: skip
+    """With the convolution as one multiply-add per tap, and the class tokens put back in front."""
+    hidden = conv_shifted_add(F.linear(x[:, :, 1:], down, down_bias), conv, conv_bias, grid, 0)
+    return torch.cat([x[:, :, :1], x[:, :, 1:] + F.linear(hidden, up, up_bias)], dim=2)
+
+
 PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "temporal_attention": {
         "einsum": attention_einsum,
@@ -114,6 +134,7 @@ PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     },
     "token_shift": {"slices": shift_slices, "cat": shift_cat},
     "temporal_conv": {"conv3d": conv_conv3d, "channels_last": conv_channels_last, "shifted_add": conv_shifted_add},
+    "st_adapter": {"published": st_adapter_published, "shifted_add": st_adapter_shifted_add},
 }
 
 # Not compiled, and left out where they cannot run.

@@ -2,9 +2,9 @@
 
 from . import _extension
 from .explain import Explanation, explain
-from .ops import temporal_attention, temporal_conv, token_shift
+from .ops import st_adapter, temporal_attention, temporal_conv, token_shift
 
 __version__ = "0.1.0"
-__all__ = ["Explanation", "explain", "temporal_attention", "temporal_conv", "token_shift"]
+__all__ = ["Explanation", "explain", "st_adapter", "temporal_attention", "temporal_conv", "token_shift"]
 
 _extension.load()

@@ -1,5 +1,6 @@
+from .st_adapter import st_adapter
 from .temporal_attention import temporal_attention
 from .temporal_conv import temporal_conv
 from .token_shift import token_shift
 
-__all__ = ["temporal_attention", "temporal_conv", "token_shift"]
+__all__ = ["st_adapter", "temporal_attention", "temporal_conv", "token_shift"]

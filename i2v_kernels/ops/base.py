@@ -34,7 +34,7 @@ if FORCED and FORCED not in BACKENDS:
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an op.
+    """One implementation of an op. A native one is registered at ``torch.ops.i2v_kernels.<op>`` itself, in C++.
 
     ``can_run`` takes the schema's arguments without the backend's name and returns None, or the reason why this backend
     cannot run them. ``forward`` takes the same, ``backward`` those of the backward schema.
@@ -44,6 +44,7 @@ class Backend:
     can_run: Callable[..., str | None]
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    native: bool = False
 
 
 def cpu_backend(op: str) -> Backend:
@@ -57,7 +58,7 @@ def cpu_backend(op: str) -> Backend:
     def run(name: str) -> Callable[..., Any]:
         return lambda *args: getattr(torch.ops.i2v_kernels, name)(*args, "cpu")
 
-    return Backend("cpu", can_run, run(op), run(f"{op}_backward"))
+    return Backend("cpu", can_run, run(op), run(f"{op}_backward"), native=True)
 
 
 class _Recorded(Exception):
@@ -72,7 +73,7 @@ class Op:
     ``preference``: device type -> names of backends in the order of automatic choice, measured.
     ``by_name_only``: backend -> why it is never chosen automatically.
     ``forward_args``: (arguments of the backward op, their number in the forward op) -> what ``can_run`` judges.
-    ``save``: ``(ctx, inputs) -> None`` and ``gradients``: ``(ctx, grad) -> one gradient per input`` are the autograd rule.
+    ``save``: ``(ctx, inputs, result) -> None``, ``gradients``: ``(ctx, grad) -> one gradient per input``: the autograd rule.
     """
 
     name: str
@@ -82,7 +83,7 @@ class Op:
     preference: dict[str, tuple[str, ...]]
     fake: Callable[..., Any]
     fake_backward: Callable[..., Any]
-    save: Callable[[Any, tuple[Any, ...]], None]
+    save: Callable[[Any, tuple[Any, ...], Any], None]
     gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]]
     by_name_only: dict[str, str] = field(default_factory=dict)
     forward_args: Callable[[tuple[Any, ...], int], tuple[Any, ...]] = lambda args, count: args[1 : 1 + count]
@@ -98,7 +99,7 @@ class Op:
             arguments, returns = schema.split(" -> ")
             LIBRARY.define(f"{name}{arguments[:-1]}, str backend) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
             LIBRARY.impl(name, run, "CUDA")
-            if "cpu" in self._by_name and _extension.why_no_cpu() is None:  # see csrc/common/dispatch.h
+            if any(b.native for b in self.backends) and _extension.why_no_cpu() is None:  # see csrc/common/dispatch.h
                 LIBRARY.define(f"{name}_by_name{arguments[:-1]}, str backend) -> {returns}")
                 LIBRARY.impl(f"{name}_by_name", run, "CPU")
             else:
@@ -182,10 +183,10 @@ def _autograd_function(op: Op) -> Any:
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            op.save(ctx, args[:-1])
             ctx.backend = args[-1]
             with torch._C._AutoDispatchBelowAutograd():
                 result = op.forward_op(*args)
+            op.save(ctx, args[:-1], result)
             if not isinstance(result, Tensor):
                 ctx.mark_non_differentiable(*result[1:])
             return result
@@ -208,12 +209,13 @@ def reference_backend(
     empty: Callable[..., Any] = lambda x, *_: empty_dense_like(x),
     name: str = "reference",
     can_run: Callable[..., str | None] = lambda *args: None,
+    through: Callable[..., Any] | None = None,
 ) -> Backend:
-    """The backend ``reference``, or another one written in PyTorch; its backward is autograd through ``forward`` unless one is
-    given.
+    """The backend ``reference``, or another one written in PyTorch; its backward is autograd through ``forward``, or
+    ``through`` where that takes other arguments, unless one is given.
 
-    ``differentiable`` are the positions of the tensors whose gradients the backward op returns, in its order. ``empty``
-    makes the output's memory from the arguments.
+    ``differentiable`` are the positions of the tensors whose gradients the backward op returns, in its order; where its last
+    argument is a list of what is wanted, the others are empty. ``empty`` makes the output's memory from the arguments.
     """
 
     def run(*args: Any) -> Any:
@@ -225,18 +227,18 @@ def reference_backend(
     def derive(grad: Tensor, *args: Any) -> Any:
         if backward is not None:
             return empty_dense_like(grad).copy_(backward(grad, *args))
-        inputs = list(args[: forward.__code__.co_argcount])
+        function = through or forward
+        inputs = list(args[: function.__code__.co_argcount])
         for i in differentiable:
             if inputs[i] is not None:
                 inputs[i] = inputs[i].detach().requires_grad_()
         leaves = [inputs[i] for i in differentiable if inputs[i] is not None]
         with _autograd_again():
-            result = forward(*inputs)
+            result = function(*inputs)
             grads = iter(torch.autograd.grad(result if isinstance(result, Tensor) else result[0], leaves, grad))
-        return tuple(
-            grad.new_empty(0) if inputs[i] is None else empty_dense_like(inputs[i]).copy_(next(grads))
-            for i in differentiable
-        )
+        found = [None if inputs[i] is None else empty_dense_like(inputs[i]).copy_(next(grads)) for i in differentiable]
+        wanted = args[-1] if isinstance(args[-1], (list, tuple)) else [True] * len(found)
+        return tuple(x if x is not None and want else grad.new_empty(0) for x, want in zip(found, wanted))
 
     return Backend(name, can_run, run, derive)
 
@@ -279,6 +281,19 @@ def empty_dense_like(x: Tensor) -> Tensor:
     """Uninitialised memory of x's shape in x's order of dimensions, the last one innermost."""
     out = torch.empty_like(x)
     return out if out.stride(-1) == 1 or out.shape[-1] == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def memory_order(x: Tensor) -> list[int]:
+    """The dimensions of ``[B, T, N, C]`` but the last, from the outermost in memory to the innermost."""
+    strides = x.stride()
+    return sorted(range(3), key=lambda i: -strides[i])
+
+
+def empty_tokens(like: Tensor, channels: int) -> Tensor:
+    """Uninitialised memory ``[B, T, N, channels]``, its dimensions in the order of those of ``like [B, T, N, C]``."""
+    order = memory_order(like)
+    memory = torch.empty([like.shape[i] for i in order] + [channels], dtype=like.dtype, device=like.device)
+    return memory.permute(*(order.index(i) for i in range(3)), 3)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-import i2v_kernels as i2v
+import i2v_kernels.nn as i2v_nn
 from i2v_models import plain
 from i2v_models.backbone import Block, Method, ViT, by_clip, mlp, per_block
 
 
-class Adapter(nn.Module):
-    """``x + fc2(conv(fc1(x)))`` on patches, the class token untouched, no activation; ``conv`` starts at zero."""
+class Adapter(i2v_nn.STAdapter):
+    """On the backbone's ``[B*T, 1 + H*W, C]``, with the published sequence of operations beside the kernels."""
 
-    def __init__(self, channels: int, width: int, kernel_size: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, width)
-        self.conv = nn.Conv3d(width, width, kernel_size, padding="same", groups=width)
-        self.fc2 = nn.Linear(width, channels)
-        for name, parameter in self.named_parameters():
-            if name.startswith("conv") or name.endswith("bias"):
-                nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor, frames: int, grid: tuple[int, int]) -> Tensor:
-        """``x [B*T, 1 + H*W, C]``."""
-        hidden = by_clip(self.fc1(x), frames)
-        hidden = i2v.temporal_conv(hidden, self.conv.weight, self.conv.bias, grid=grid, prefix=1, prefix_mode="zero")
-        update = self.fc2(hidden).view(x.shape)
-        update[:, 0] = 0  # all that is there is the bias of fc2
-        return x + update
+    def forward_frames(self, x: Tensor, frames: int, grid: tuple[int, int]) -> Tensor:
+        return self(by_clip(x, frames), grid).view(x.shape)
 
     def forward_plain(self, x: Tensor, frames: int, grid: tuple[int, int]) -> Tensor:
-        """The published sequence of operations; like the published code it changes ``x`` in place."""
+        """Like the published code it changes ``x`` in place."""
         hidden = plain.temporal_conv(self.fc1(x[:, 1:]), self.conv.weight, self.conv.bias, frames, grid)
         x[:, 1:] += self.fc2(hidden)
         return x
@@ -65,7 +51,7 @@ class STAdapter(Method):
         )
 
     def adapt(self, adapter: Adapter, x: Tensor, frames: int) -> Tensor:
-        forward = adapter.forward if self.kernels else adapter.forward_plain
+        forward = adapter.forward_frames if self.kernels else adapter.forward_plain
         return forward(x, frames, self.grid)
 
     def block(self, index: int, block: Block, x: Tensor, frames: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import i2v_kernels as i2v
+import i2v_kernels.nn
 
 B, T, N, H, D = 2, 8, 5, 3, 16
 
@@ -63,3 +64,16 @@ def test_temporal_conv_is_depthwise_conv3d_of_st_adapter():
                 x, conv.weight, conv.bias, grid=(3, 4), prefix=1, prefix_mode="copy", backend=backend
             )
             torch.testing.assert_close(got, want)
+
+
+def test_st_adapter_is_the_published_module():
+    """Pan et al., 2206.13559, on their ``[B*T, L, C]``; biases and convolution not zero, as after training."""
+    adapter = i2v.nn.STAdapter(20, 12, (3, 3, 3)).double()
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(B * T, 13, 20, dtype=torch.float64)
+    hidden = adapter.fc1(x[:, 1:]).view(B, T, 3, 4, 12).permute(0, 4, 1, 2, 3).contiguous()
+    hidden = adapter.conv(hidden).permute(0, 2, 3, 4, 1).contiguous().view(B * T, 12, 12)
+    want = x.clone()
+    want[:, 1:] += adapter.fc2(hidden)
+    torch.testing.assert_close(adapter(x.unflatten(0, (B, T)), grid=(3, 4)).flatten(0, 1), want)

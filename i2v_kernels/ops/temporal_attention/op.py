@@ -164,8 +164,8 @@ def _sdpa_can_run(*args: Any) -> str | None:
     return "it returns no log-sum-exp" if args[-1] else None
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    *tensors, ctx.offsets, ctx.scale, ctx.left, ctx.right, _ = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
+    *tensors, ctx.offsets, ctx.scale, ctx.left, ctx.right, _want_lse = inputs
     ctx.save_for_backward(*tensors)
 
 

@@ -50,30 +50,37 @@ def temporal_conv(
     """
     x, weight, bias = checks.autocast(x, weight, bias)  # type: ignore[assignment]
     checks.tensor(NAME, "x", x, (None,) * 4, "[B, T, N, C]")
-    tokens, channels = x.shape[2:]
-    if not isinstance(weight, Tensor) or weight.dim() != 5 or weight.shape[:2] != (channels, 1):
-        raise ValueError(
-            f"{NAME}: weight.shape={tuple(getattr(weight, 'shape', ()))}, but [C, 1, kt, kh, kw] with C={channels} is needed"
-        )
-    checks.same_place(NAME, "weight", weight, x)
-    if weight.dtype != x.dtype:
-        raise TypeError(f"{NAME}: weight.dtype={weight.dtype}, but x has {x.dtype}")
-    if any(size % 2 == 0 for size in weight.shape[2:]):
-        raise ValueError(f"{NAME}: weight.shape={tuple(weight.shape)}, but kt, kh and kw must be odd")
+    channels = x.shape[3]
+    height, width = check_kernel(NAME, "weight", weight, "C", channels, x, grid, prefix)
     if bias is not None:
         checks.tensor(NAME, "bias", bias, (channels,), "[C]", like=x)
-    checks.integer(NAME, "prefix", prefix, low=0, high=tokens)
     checks.one_of(NAME, "prefix_mode", prefix_mode, PREFIX_MODES)
+    return _OP(x, weight, bias, height, width, prefix, prefix_mode, backend=backend)
+
+
+def check_kernel(
+    op: str, name: str, weight: object, symbol: str, channels: int, x: Tensor, grid: tuple[int, int] | None, prefix: int
+) -> tuple[int, int]:
+    """Checks a depthwise kernel over the tokens of ``x``, their grid and prefix; returns the grid, ``(1, H*W)`` for None."""
+    if not isinstance(weight, Tensor) or weight.dim() != 5 or weight.shape[:2] != (channels, 1):
+        shape, wanted = tuple(getattr(weight, "shape", ())), f"[{symbol}, 1, kt, kh, kw] with {symbol}={channels}"
+        raise ValueError(f"{op}: {name}.shape={shape}, but {wanted} is needed")
+    checks.same_place(op, name, weight, x)
+    if weight.dtype != x.dtype:
+        raise TypeError(f"{op}: {name}.dtype={weight.dtype}, but x has {x.dtype}")
+    if any(size % 2 == 0 for size in weight.shape[2:]):
+        raise ValueError(f"{op}: {name}.shape={tuple(weight.shape)}, but kt, kh and kw must be odd")
+    tokens = x.shape[2]
+    checks.integer(op, "prefix", prefix, low=0, high=tokens)
     if grid is None:
         if tuple(weight.shape[3:]) != (1, 1):
-            raise ValueError(f"{NAME}: grid=None, but weight.shape={tuple(weight.shape)} reaches over the grid: pass (H, W)")
-        height, width = 1, tokens - prefix
-    else:
-        height = checks.integer(NAME, "grid[0]", grid[0], low=0)
-        width = checks.integer(NAME, "grid[1]", grid[1], low=0)
-        if prefix + height * width != tokens:
-            raise ValueError(f"{NAME}: prefix={prefix} + H*W of grid={tuple(grid)} is not N={tokens}")
-    return _OP(x, weight, bias, height, width, prefix, prefix_mode, backend=backend)
+            raise ValueError(f"{op}: grid=None, but {name}.shape={tuple(weight.shape)} reaches over the grid: pass (H, W)")
+        return 1, tokens - prefix
+    height = checks.integer(op, "grid[0]", grid[0], low=0)
+    width = checks.integer(op, "grid[1]", grid[1], low=0)
+    if prefix + height * width != tokens:
+        raise ValueError(f"{op}: prefix={prefix} + H*W of grid={tuple(grid)} is not N={tokens}")
+    return height, width
 
 
 def _empty_grads(
@@ -97,7 +104,7 @@ def _triton_limits(x: Tensor, weight: Tensor, *_: Any) -> str | None:
     return None
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
     x, weight, bias, *ctx.rest = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(x, weight, bias)

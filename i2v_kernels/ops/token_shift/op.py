@@ -86,7 +86,7 @@ def _cuda_can_run(x: Tensor, channels: Any, *_: Any) -> str | None:
     return _triton_limits(x, channels) or _extension.why_no_cuda()
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
     ctx.args = inputs[1:]
 
 

@@ -1,0 +1,3 @@
+from .op import st_adapter
+
+__all__ = ["st_adapter"]

@@ -1,0 +1,76 @@
+"""What tests and benches know of ``temporal_conv``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import temporal_conv
+from .opinfo import OpInfo, Sample, inputs_and_output, randn, sequence_first
+
+
+def _samples() -> list[Sample]:
+    x, grid = randn(2, 8, 13, 20), {"grid": (3, 4), "prefix": 1}
+
+    def weight(c: int, *kernel: int) -> Tensor:
+        return randn(c, 1, *kernel, seed=4)
+
+    return [
+        Sample("(3,1,1)", (x, weight(20, 3, 1, 1), randn(20))),
+        Sample("no bias", (x, weight(20, 3, 1, 1)), {"prefix": 1}),
+        Sample("copied prefix", (x, weight(20, 3, 1, 1), randn(20)), {"prefix": 1, "prefix_mode": "copy"}),
+        Sample("(5,1,1)", (x, weight(20, 5, 1, 1), randn(20)), grid),
+        Sample("(7,1,1)", (x[:, :3], weight(20, 7, 1, 1), randn(20)), grid),
+        Sample("(3,3,3)", (x, weight(20, 3, 3, 3), randn(20)), grid),
+        Sample("(1,3,3)", (x, weight(20, 1, 3, 3), randn(20)), {**grid, "prefix_mode": "copy"}),
+        Sample("(1,5,3)", (x, weight(20, 1, 5, 3)), grid),
+        Sample("(1,1,1)", (x, weight(20, 1, 1, 1), randn(20))),
+        Sample("C=130", (randn(1, 4, 5, 130), weight(130, 3, 1, 1), randn(130))),
+        Sample("sequence first", (sequence_first(x), weight(20, 3, 1, 1), randn(20)), {"prefix": 1}),
+        Sample("one frame", (x[:, :1], weight(20, 3, 3, 3), randn(20)), grid),
+        Sample("no frames", (x[:, :0], weight(20, 3, 1, 1), randn(20))),
+        Sample("no tokens", (x[:, :, :0], weight(20, 3, 1, 1), randn(20))),
+        Sample("only prefix", (x[:, :, :1], weight(20, 3, 1, 1), randn(20)), {"prefix": 1}),
+        Sample("no clips", (x[:0], weight(20, 3, 1, 1), randn(20))),
+    ]
+
+
+def _models(clips: int) -> list[Sample]:
+    def call(name: str, b: int, t: int, n: int, c: int, kernel: tuple[int, int, int], side: int) -> Sample:
+        weight = randn(c, 1, *kernel, seed=4)
+        return Sample(name, (randn(b, t, n, c), weight, randn(c)), {"grid": (side, side), "prefix": 1})
+
+    return [
+        call("ViT-B/16 T=8 (3,1,1)", clips, 8, 197, 768, (3, 1, 1), 14),
+        call("ST-Adapter ViT-B/16 T=8 C=384 (3,1,1)", clips, 8, 197, 384, (3, 1, 1), 14),
+        call("ViT-B/16 T=8 (3,3,3)", clips, 8, 197, 768, (3, 3, 3), 14),
+    ]
+
+
+def _bad() -> list[Any]:
+    x, w = torch.randn(2, 8, 13, 20), torch.randn(20, 1, 3, 1, 1)
+    return [
+        ("three dimensions", (x[0], w), {}, ValueError, "x.shape=(8, 13, 20)"),
+        ("integers", (x.int(), w.int()), {}, TypeError, "x.dtype=torch.int32"),
+        ("weight of another C", (x, w[:10]), {}, ValueError, "weight.shape=(10, 1, 3, 1, 1)"),
+        ("weight of another dtype", (x, w.half()), {}, TypeError, "weight.dtype=torch.float16"),
+        ("even kernel", (x, torch.randn(20, 1, 2, 1, 1)), {}, ValueError, "must be odd"),
+        ("no grid", (x, torch.randn(20, 1, 3, 3, 3)), {}, ValueError, "grid=None"),
+        ("another grid", (x, w), {"grid": (3, 3), "prefix": 1}, ValueError, "is not N=13"),
+        ("prefix too long", (x, w), {"prefix": 14}, ValueError, "prefix=14"),
+        ("unknown prefix mode", (x, w), {"prefix_mode": "zeros"}, ValueError, "prefix_mode='zeros'"),
+        ("bias of another shape", (x, w, torch.zeros(3)), {}, ValueError, "bias.shape=(3,)"),
+        ("unknown backend", (x, w), {"backend": "magic"}, ValueError, "backend='magic'"),
+        ("backend that cannot", (x, w), {"backend": "cuda"}, NotImplementedError, "no such backend"),
+    ]
+
+
+def _flops(sample: Sample) -> int:
+    x, weight = sample.args[:2]
+    patches = x.shape[2] - sample.kwargs.get("prefix", 0)
+    return 2 * x.shape[0] * x.shape[1] * patches * weight.numel()
+
+
+INFO = OpInfo("temporal_conv", temporal_conv, _samples, _models, _bad, inputs_and_output, _flops)
