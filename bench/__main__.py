@@ -1,8 +1,9 @@
 """``python -m bench``: every op beside its peers, forward and forward+backward, as ratios from one process.
 
 The table says for each op, dtype and mode: this package's median time with its spread, the bandwidth it reaches as a share
-of a measured copy of as many bytes, and how many times faster it is than the best eager and the best compiled peer. A peer
-that gives other numbers than the definition stops the run.
+of a measured copy of as many bytes, how many times faster it is than the best eager and the best compiled peer, and the most
+memory that it has at a time besides its arguments, beside the leanest eager peer's. A peer that gives other numbers than
+the definition stops the run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import i2v_kernels as i2v
 from i2v_kernels.testing import OPINFOS, OpInfo, Sample
 
 from .measure import TUNABLES, copy_ceiling, interleaved
+from .memory import kept_for_backward, peak
 from .peers import GPU_PEERS, PEERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -87,13 +89,13 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
     functions = candidates(info, compiled) | (on_gpu(info, sample) if device == "cuda" else {})
     with torch.no_grad():
         check(info, sample, functions)
-    grad = torch.randn_like(sample.args[0])
+        grad = torch.randn_like(info.op(*sample.args, **sample.kwargs))
     ceiling = copy_ceiling(info.traffic(sample), device)
     rows = []
     for mode in MODES:
         run = forward if mode == "forward" else partial(forward_backward, grad=grad)
         timings = interleaved({n: partial(run, f, sample) for n, f in functions.items()}, device, seconds, cold)
-        memory = {n: peak_memory(partial(run, f, sample)) for n, f in functions.items()} if device == "cuda" else {}
+        peaks = {n: peak(partial(run, f, sample), device) for n, f in functions.items()}
         kept = {n: kept_for_backward(f, sample) for n, f in functions.items()} if mode != "forward" else {}
         ours = timings.pop("i2v_kernels")
         rows.append(
@@ -107,7 +109,7 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
                 "ms": vars(ours),
                 "copy_gb_per_s": ceiling / 1e9,
                 "share_of_copy": info.traffic(sample) / ours.median * 1e3 / ceiling if mode == "forward" else None,
-                "peak_mib": memory,
+                "peak_mib": peaks,
                 "kept_mib": kept,
                 "peers_ms": {name: vars(timing) for name, timing in timings.items()},
                 "ratios": {name: timing.median / ours.median for name, timing in timings.items()},
@@ -115,33 +117,6 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
         )
         print(line(rows[-1]), flush=True)
     return rows
-
-
-def peak_memory(call: Callable[[], None]) -> float:
-    """MiB above what was allocated before the call."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def kept_for_backward(function: Callable[..., Tensor], sample: Sample) -> float:
-    """MiB that autograd keeps besides the arguments themselves: what a training step pays from forward to backward."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in sample.tensors()}
-    storages: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = function(*sample.args, **sample.kwargs)  # alive while it is counted: no two may share an address
-    del out
-    return sum(storages.values()) / 2**20
 
 
 def best(row: dict, compiled: bool) -> str:
@@ -153,15 +128,15 @@ def best(row: dict, compiled: bool) -> str:
     return f"{ratios[name]:5.2f}x {name.removeprefix('compiled ')}"
 
 
-def kept(row: dict) -> str:
+def memory(row: dict) -> str:
     """Ours, and the least of any eager peer."""
-    peers = [mib for name, mib in row["kept_mib"].items() if not name.startswith(("i2v_kernels", "compiled "))]
-    return f"{row['kept_mib']['i2v_kernels']:.1f}, eager {min(peers):.1f}" if peers else ""
+    peers = [mib for name, mib in row["peak_mib"].items() if not name.startswith(("i2v_kernels", "compiled "))]
+    return f"{row['peak_mib']['i2v_kernels']:.0f}, eager {min(peers):.0f}"
 
 
 HEADER = (
     f"{'op':<19}{'call':<43}{'dtype':<10}{'mode':<18}{'ms (20-80 %)':<22}{'of copy':<9}{'best eager':<22}{'best compiled':<22}"
-    "kept for backward, MiB"
+    "peak MiB"
 )
 
 
@@ -170,7 +145,7 @@ def line(row: dict) -> str:
     spread = f"{ms['median']:.2f} ({ms['low']:.2f}-{ms['high']:.2f})"
     return (
         f"{row['op']:<19}{row['sample']:<43}{row['dtype']:<10}{row['mode']:<18}{spread:<22}"
-        f"{'' if share is None else f'{share:.0%}':<9}{best(row, False):<22}{best(row, True):<22}{kept(row)}"
+        f"{'' if share is None else f'{share:.0%}':<9}{best(row, False):<22}{best(row, True):<22}{memory(row)}"
     )
 
 

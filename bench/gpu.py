@@ -126,7 +126,7 @@ def run_kernels() -> None:
     calls = 0
     for info in OPINFOS:
         for backend in base.OPS[info.name].backends:
-            if backend.name not in ("triton", "cuda"):
+            if backend.name not in ("library", "triton", "cuda"):
                 continue
             for sample in info.samples():
                 for dtype in (torch.bfloat16, torch.float32):

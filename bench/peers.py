@@ -126,6 +126,24 @@ def st_adapter_shifted_add(
     return torch.cat([x[:, :, :1], x[:, :, 1:] + F.linear(hidden, up, up_bias)], dim=2)
 
 
+def bottleneck_published(
+    x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, activation: str = "gelu", scale: float = 1.0,
+    norm: tuple[Tensor, Tensor, float] | None = None,
+) -> Tensor:  # fmt: skip
+    """Linear, activation, linear, as AIM and AdaptFormer write it."""
+    rows = x if norm is None else F.layer_norm(x, x.shape[-1:], *norm)
+    hidden = getattr(F, activation)(F.linear(rows, down, down_bias))
+    update = F.linear(hidden, up, up_bias)
+    return x + (update if scale == 1 else update * scale)
+
+
+def lora_published(
+    x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, bias: Tensor | None = None, scaling: float = 1.0
+) -> Tensor:
+    """As PEFT computes it."""
+    return F.linear(x, weight, bias) + F.linear(F.linear(x, lora_a), lora_b) * scaling
+
+
 PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "temporal_attention": {
         "einsum": attention_einsum,
@@ -135,6 +153,8 @@ PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "token_shift": {"slices": shift_slices, "cat": shift_cat},
     "temporal_conv": {"conv3d": conv_conv3d, "channels_last": conv_channels_last, "shifted_add": conv_shifted_add},
     "st_adapter": {"published": st_adapter_published, "shifted_add": st_adapter_shifted_add},
+    "bottleneck_adapter": {"published": bottleneck_published},
+    "lora_linear": {"published": lora_published},
 }
 
 # Not compiled, and left out where they cannot run.

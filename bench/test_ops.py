@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 import torch
 
-from i2v_kernels.testing import OPINFOS
+from i2v_kernels.testing import OPINFOS, Sample
 
+from . import memory
 from .__main__ import candidates, check, forward, forward_backward, on_gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,7 +30,8 @@ def test_op(benchmark, info, name, mode):
         check(info, sample, {name: function})
     run = partial(forward, function, sample)
     if mode != "forward":
-        run = partial(forward_backward, function, sample, torch.randn_like(sample.args[0]))
+        grad = torch.randn_like(function(*sample.args, **sample.kwargs).detach())
+        run = partial(forward_backward, function, sample, grad)
 
     def synchronised():
         run()
@@ -48,3 +50,11 @@ def test_what_only_gpus_have_is_left_out_where_it_cannot_run(capsys):
     found = on_gpu(info, sample)
     assert set(found) == {"sdpa flash"} and "sdpa cudnn cannot run: " in capsys.readouterr().out
     check(info, sample, found)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")
+def test_memory_is_counted():
+    """A function whose memory is known: two tensors of 4 MiB at a time, one of which is kept."""
+    sample = Sample("", (torch.zeros(2**20, requires_grad=True),))
+    assert memory.peak(lambda: torch.zeros(2**20).exp(), DEVICE) == pytest.approx(8, abs=0.1)
+    assert memory.kept_for_backward(lambda x: x.exp() * 2, sample) == pytest.approx(4)

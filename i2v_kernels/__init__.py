@@ -2,9 +2,18 @@
 
 from . import _extension
 from .explain import Explanation, explain
-from .ops import st_adapter, temporal_attention, temporal_conv, token_shift
+from .ops import bottleneck_adapter, lora_linear, st_adapter, temporal_attention, temporal_conv, token_shift
 
 __version__ = "0.1.0"
-__all__ = ["Explanation", "explain", "st_adapter", "temporal_attention", "temporal_conv", "token_shift"]
+__all__ = [
+    "Explanation",
+    "bottleneck_adapter",
+    "explain",
+    "lora_linear",
+    "st_adapter",
+    "temporal_attention",
+    "temporal_conv",
+    "token_shift",
+]
 
 _extension.load()

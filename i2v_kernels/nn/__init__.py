@@ -1,9 +1,21 @@
 """Modules over the ops, with parameters named and initialised as in the published code."""
 
 from . import functional
+from .bottleneck_adapter import BottleneckAdapter
+from .lora_linear import LoRALinear, merge_lora, unmerge_lora
 from .st_adapter import STAdapter
 from .temporal_attention import TemporalAttention
 from .temporal_conv import TemporalConv
 from .token_shift import TokenShift
 
-__all__ = ["STAdapter", "TemporalAttention", "TemporalConv", "TokenShift", "functional"]
+__all__ = [
+    "BottleneckAdapter",
+    "LoRALinear",
+    "STAdapter",
+    "TemporalAttention",
+    "TemporalConv",
+    "TokenShift",
+    "functional",
+    "merge_lora",
+    "unmerge_lora",
+]

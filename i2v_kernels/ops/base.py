@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import _extension
 
 LIBRARY = torch.library.Library("i2v_kernels", "DEF")
-BACKENDS = ("reference", "sdpa", "cpu", "triton", "cuda")
+BACKENDS = ("reference", "sdpa", "library", "cpu", "triton", "cuda")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPS: dict[str, Op] = {}
 _OUTERMOST = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
@@ -277,6 +277,11 @@ class _autograd_again:
         self._guard.__exit__(*exc)
 
 
+def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether autograd will ask for the gradient of any of them."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def empty_dense_like(x: Tensor) -> Tensor:
     """Uninitialised memory of x's shape in x's order of dimensions, the last one innermost."""
     out = torch.empty_like(x)
@@ -284,16 +289,16 @@ def empty_dense_like(x: Tensor) -> Tensor:
 
 
 def memory_order(x: Tensor) -> list[int]:
-    """The dimensions of ``[B, T, N, C]`` but the last, from the outermost in memory to the innermost."""
+    """The dimensions of ``[..., C]`` but the last, from the outermost in memory to the innermost."""
     strides = x.stride()
-    return sorted(range(3), key=lambda i: -strides[i])
+    return sorted(range(x.dim() - 1), key=lambda i: -strides[i])
 
 
 def empty_tokens(like: Tensor, channels: int) -> Tensor:
-    """Uninitialised memory ``[B, T, N, channels]``, its dimensions in the order of those of ``like [B, T, N, C]``."""
+    """Uninitialised memory ``[..., channels]``, its dimensions in the order of those of ``like [..., C]``."""
     order = memory_order(like)
     memory = torch.empty([like.shape[i] for i in order] + [channels], dtype=like.dtype, device=like.device)
-    return memory.permute(*(order.index(i) for i in range(3)), 3)
+    return memory.permute(*(order.index(i) for i in range(len(order))), len(order))
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

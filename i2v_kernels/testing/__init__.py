@@ -1,8 +1,15 @@
 """The registry of ops: what every test, bench and table of this package iterates over."""
 
-from . import st_adapter, temporal_attention, temporal_conv, token_shift
+from . import bottleneck_adapter, lora_linear, st_adapter, temporal_attention, temporal_conv, token_shift
 from .opinfo import OpInfo, Sample
 
-OPINFOS: tuple[OpInfo, ...] = (temporal_attention.INFO, token_shift.INFO, temporal_conv.INFO, st_adapter.INFO)
+OPINFOS: tuple[OpInfo, ...] = (
+    temporal_attention.INFO,
+    token_shift.INFO,
+    temporal_conv.INFO,
+    st_adapter.INFO,
+    bottleneck_adapter.INFO,
+    lora_linear.INFO,
+)
 
 __all__ = ["OPINFOS", "OpInfo", "Sample"]

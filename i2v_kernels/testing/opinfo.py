@@ -24,6 +24,8 @@ class Sample:
         """The same call in another dtype and, if it is named, another place; strides kept, fresh leaves."""
 
         def place(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(place, value))
             if not isinstance(value, Tensor):
                 return value
             if not value.is_floating_point():
@@ -35,7 +37,9 @@ class Sample:
 
     def tensors(self) -> list[Tensor]:
         """The floating-point tensors, in order: what gradients are taken of."""
-        values = (*self.args, *self.kwargs.values())
+        values: list[Any] = []
+        for value in (*self.args, *self.kwargs.values()):
+            values.extend(value if isinstance(value, tuple) else [value])
         return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
 
 

@@ -31,6 +31,7 @@ def _samples() -> list[Sample]:
         Sample("no biases", (x, down, None, conv, None, up, None)),
         Sample("no class token", (x, *_parameters(20, 12, 3, 1, 1)), {"prefix": 0}),
         Sample("two class tokens", (x, *_parameters(20, 12, 3, 1, 3)), {"prefix": 2, "grid": (1, 11)}),
+        Sample("recompute", (x, *_parameters(20, 12, 3, 1, 1)), {"recompute": True}),
         Sample("wide bottleneck", (x, *_parameters(20, 40, 3, 1, 1))),
         Sample("sequence first", (sequence_first(x), *_parameters(20, 12, 3, 3, 1)), patches),
         Sample("tokens first in memory", (randn(13, 3, 4, 20).permute(1, 2, 0, 3), *_parameters(20, 12, 3, 1, 1))),
@@ -67,6 +68,7 @@ def _bad() -> list[Any]:
         ("bias of another dtype", but(5, good[5].half()), {}, TypeError, "up_bias.dtype=torch.float16"),
         ("no grid", but(2, torch.randn(12, 1, 3, 3, 3)), {}, ValueError, "grid=None"),
         ("another grid", (x, *good), {"grid": (3, 3)}, ValueError, "is not N=13"),
+        ("recompute as a number", (x, *good), {"recompute": 1}, TypeError, "recompute=1"),
         ("unknown backend", (x, *good), {"backend": "magic"}, ValueError, "backend='magic'"),
         ("backend that cannot", (x, *good), {"backend": "triton"}, NotImplementedError, "the tensors are on cpu"),
     ]

@@ -10,26 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2v_kernels.nn import BottleneckAdapter
 from i2v_models import plain
 from i2v_models.backbone import Block, Method, ViT, by_clip, mlp, per_block, time_attention
 from i2v_models.spatial import spatial_attention
 
 
-class Adapter(nn.Module):
-    """``D_fc2(gelu(D_fc1(x)))``, plus ``x`` if ``skip``; ``D_fc2`` starts at zero."""
+class Adapter(BottleneckAdapter):
+    """With the published sequence of operations beside the kernel."""
 
-    def __init__(self, channels: int, width: int, *, skip: bool) -> None:
-        super().__init__()
-        self.D_fc1 = nn.Linear(channels, width)
-        self.D_fc2 = nn.Linear(width, channels)
-        self.skip = skip
-        nn.init.trunc_normal_(self.D_fc1.weight, std=0.02)
-        for zero in (self.D_fc1.bias, self.D_fc2.weight, self.D_fc2.bias):
-            nn.init.zeros_(zero)
-
-    def forward(self, x: Tensor) -> Tensor:
-        update = self.D_fc2(F.gelu(self.D_fc1(x)))
-        return x + update if self.skip else update
+    def forward_plain(self, x: Tensor) -> Tensor:
+        update = self.scale * self.D_fc2(F.gelu(self.D_fc1(x)))
+        return x + update if self.residual else update
 
 
 class AIM(Method):
@@ -62,14 +54,18 @@ class AIM(Method):
                 raise NotImplementedError(f"AIM needs nn.MultiheadAttention in each block, got {type(block.attn)}")
         channels = visual.transformer.width
         hidden = channels // 4 if width is None else width
-        skips = {"T_Adapter": False, "S_Adapter": True, "MLP_Adapter": False}
+        kinds: dict[str, dict[str, Any]] = {
+            "T_Adapter": {"residual": False},
+            "S_Adapter": {"residual": True},
+            "MLP_Adapter": {"residual": False, "scale": scale},
+        }
         if adapters == 2:
-            skips["T_Adapter_in"] = True
+            kinds["T_Adapter_in"] = {"residual": True}
         self.kernels, self.scale = kernels, scale
         self.temporal_embedding = nn.Parameter(torch.zeros(1, frames, channels))
         self.transformer = per_block(
             visual,
-            lambda: nn.ModuleDict({name: Adapter(channels, hidden, skip=skip) for name, skip in skips.items()}),
+            lambda: nn.ModuleDict({name: Adapter(channels, hidden, **kind) for name, kind in kinds.items()}),
         )
         self.ln_post = copy.deepcopy(visual.ln_post).requires_grad_(True)
 
@@ -79,13 +75,16 @@ class AIM(Method):
         table = self.temporal_embedding.to(x.dtype)[:, :, None]  # [1, T, 1, C]
         return (by_clip(x, frames) + table).flatten(0, 1)
 
+    def adapt(self, adapter: Adapter, x: Tensor) -> Tensor:
+        return adapter(x) if self.kernels else adapter.forward_plain(x)
+
     def over_time(self, own: Any, block: Block, x: Tensor, frames: int) -> Tensor:
         """The temporal branch on the residual stream ``x [B*T, L, C]``."""
 
         def branch(x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
             x = block.ln_1(x)
-            x = own.T_Adapter_in(x) if "T_Adapter_in" in own else x
-            return own.T_Adapter(attend(x))
+            x = self.adapt(own.T_Adapter_in, x) if "T_Adapter_in" in own else x
+            return self.adapt(own.T_Adapter, attend(x))
 
         if self.kernels:
             return branch(x, lambda n: time_attention(block, n, frames))
@@ -95,6 +94,6 @@ class AIM(Method):
     def block(self, index: int, block: Block, x: Tensor, frames: int) -> Tensor:
         own = self.transformer.resblocks[index]
         x = x + self.over_time(own, block, x, frames)
-        x = x + own.S_Adapter(self.attend(block, block.ln_1(x)))
+        x = x + self.adapt(own.S_Adapter, self.attend(block, block.ln_1(x)))
         n = block.ln_2(x)
-        return x + mlp(block, n) + self.scale * own.MLP_Adapter(n)
+        return x + mlp(block, n) + self.adapt(own.MLP_Adapter, n)

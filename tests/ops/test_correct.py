@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from i2v_kernels import _extension
+from i2v_kernels.ops import base
 from i2v_kernels.testing import OPINFOS, Sample
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -13,6 +14,11 @@ EXTENSION, WHY_NOT = _extension.load()
 ISAS = EXTENSION.build_info()["instruction_sets"] if EXTENSION else []
 CALLS = [pytest.param(info, sample, id=f"{info}-{sample.name}") for info in OPINFOS for sample in info.samples()]
 needs_extension = pytest.mark.skipif(EXTENSION is None, reason=str(WHY_NOT))
+
+
+def kernels(info):
+    """The backend that CPUs are meant to run."""
+    return base.OPS[info.name].preference["cpu"][0]
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def compare(info, sample, dtype, backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("info, sample", CALLS)
 def test_cpu(info, sample, dtype, isa):
-    compare(info, sample, dtype, "cpu")
+    compare(info, sample, dtype, kernels(info))
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_extension)])
@@ -71,7 +77,7 @@ def test_gradcheck(info, sample, backend):
         pytest.skip("finite differences need finite, tame numbers")
 
     def call(*tensors):
-        return info.op(*sample.args, **sample.kwargs, backend=backend)
+        return info.op(*sample.args, **sample.kwargs, backend=kernels(info) if backend == "cpu" else backend)
 
     assert torch.autograd.gradcheck(call, sample.tensors(), atol=1e-7, fast_mode=True)
 
@@ -94,9 +100,9 @@ def test_same_bits_for_any_number_of_threads(info):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = run(info, sample, "cpu")
+        one = run(info, sample, kernels(info))
         torch.set_num_threads(2)
-        two = run(info, sample, "cpu")
+        two = run(info, sample, kernels(info))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(one, two))
@@ -107,7 +113,7 @@ def test_same_bits_for_any_number_of_threads(info):
 @pytest.mark.parametrize("info", OPINFOS, ids=str)
 def test_larger_than_the_cache(info, dtype):
     """Calls of this size are written around the cache."""
-    compare(info, info.models(4)[0], dtype, "cpu")
+    compare(info, info.models(4)[0], dtype, kernels(info))
 
 
 @needs_extension
@@ -121,7 +127,7 @@ def test_more_rows_than_other_kernels_can_count(info):
         alike = isinstance(value, torch.Tensor) and value.shape == x.shape
         return value[:1, :2, :1].expand(1, 2, 70_000, *x.shape[3:]) if alike else value
 
-    out = info.op(*map(grow, first.args), **first.kwargs, backend="cpu")[:, :, 1:]  # the first may be a class token
+    out = info.op(*map(grow, first.args), **first.kwargs, backend=kernels(info))[:, :, 1:]  # the first may be a class token
     assert torch.equal(out, out[:, :, :1].expand_as(out)) and out.isfinite().all()
 
 

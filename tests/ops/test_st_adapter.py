@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_correct import compare, needs_extension
 
-from i2v_kernels.ops.st_adapter import blocks
+from i2v_kernels.ops import products
 from i2v_kernels.testing import OPINFOS, Sample
 
 INFO = next(info for info in OPINFOS if info.name == "st_adapter")
@@ -34,7 +34,7 @@ def test_only_what_is_wanted_has_a_gradient(backend):
 @pytest.mark.parametrize("size", [1, 4 * 13 * 12 * 4, 2 * 4 * 13 * 12 * 4, 1 << 30])
 def test_any_cut_into_blocks(size, layout, monkeypatch):
     """One clip at a time, one whose last block is shorter, and all at once."""
-    monkeypatch.setitem(blocks.BLOCK, "cpu", size)
+    monkeypatch.setitem(products.BLOCK, "cpu", size)
     first = INFO.samples()[0]
     x = torch.randn([(3, 4, 13)[i] for i in layout] + [20], dtype=torch.float64)
     x = x.permute(*(layout.index(i) for i in range(3)), 3)

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base import accumulate_dtype, empty_dense_like, empty_tokens, memory_order
-
-# Bytes of the bottleneck that a block holds: on a CPU a cache's worth, on a GPU enough to fill it.
-BLOCK = {"cpu": 4 << 20, "cuda": 256 << 20}
+from ..products import add_product, block_count, project
 
 
 class Rows:
@@ -35,7 +33,7 @@ class Rows:
 def blocks(out: Tensor, width: int) -> Iterator[tuple[slice, Rows]]:
     """Clips to take at a time, and how their tokens are laid out; all at once where clips do not lie one after the other."""
     batch, frames, tokens, _ = out.shape
-    count = max(1, BLOCK.get(out.device.type, BLOCK["cuda"]) // max(1, frames * tokens * width * out.element_size()))
+    count = block_count(out.device, frames * tokens * width * out.element_size())
     if out.stride(0) < max(out.stride(1), out.stride(2)):
         count = batch
     for first in range(0, batch, count):
@@ -61,14 +59,6 @@ def forward(
             into += flat
         out[block, :, :prefix] = x[block, :, :prefix]
     return out, kept
-
-
-def project(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """``out = F.linear(rows, weight, bias)``"""
-    if bias is None:
-        torch.mm(rows, weight.t(), out=out)
-    else:
-        torch.addmm(bias, rows, weight.t(), out=out)
 
 
 def convolve(
@@ -118,16 +108,9 @@ def backward(
         if d_down is not None:
             add_product(d_down, flat_hidden.t(), flat)
         if d_down_bias is not None:
-            d_down_bias += flat_hidden.sum(0, dtype=d_down_bias.dtype)
+            d_down_bias += flat_hidden.sum(0)  # summed in float32; asked for it, PyTorch would convert all rows first
         if dx is not None:
             torch.addmm(flat_grad, flat_hidden, down_weight, out=rows.flat(dx[block]))
     nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
     return tuple(nothing if total is None else total.to(grad.dtype) for total in (dx, *sums))
 
-
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b`` where total may have a wider dtype."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b

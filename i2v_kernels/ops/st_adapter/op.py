@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..base import OPS, Backend, Op, empty_dense_like, empty_tokens, reference_backend
+from ..base import OPS, Backend, Op, empty_dense_like, empty_tokens, needs_gradient, reference_backend
 from ..temporal_conv.op import check_kernel
 from . import blocks, reference
 
@@ -27,13 +27,14 @@ def st_adapter(
     *,
     grid: tuple[int, int] | None = None,
     prefix: int = 1,
+    recompute: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """The adapter of ST-Adapter, on the residual stream: a linear bottleneck with a depthwise convolution inside, added to x.
 
     ``out = x + up(conv(down(x)))`` on patches; class tokens pass as they are. ``down`` and ``up`` are linear, ``conv`` is
     ``temporal_conv`` (ST-Adapter, arXiv 2206.13559, eq. 4; no activation). Nothing is permuted or gathered. For backward
-    it keeps x and ``down(x)``, ``[B, T, N, R]``.
+    it keeps x and ``down(x)``, ``[B, T, N, R]``; with ``recompute`` x alone.
 
     Args:
         x: ``[B, T, N, C]``, float64, float32, bfloat16 or float16, last stride 1. N = prefix + H * W.
@@ -42,6 +43,7 @@ def st_adapter(
         up_weight, up_bias: ``[C, R]`` and ``[C]`` or None, as in ``nn.Linear(R, C)``; published as ``fc2``.
         grid: ``(H, W)``, the patch grid; may be left out for kernels of ``(kt, 1, 1)``.
         prefix: number of class or prompt tokens before the patches.
+        recompute: keep x alone, and compute the bottleneck again in backward: one more product.
         backend: "reference", "cpu" or "triton"; None chooses (see ``i2v_kernels.explain``).
 
     Returns:
@@ -66,7 +68,9 @@ def st_adapter(
         if bias is not None:
             checks.tensor(NAME, name, bias, (size,), "[C]" if name == "up_bias" else "[R]", like=x)
     tensors = (x, down_weight, down_bias, conv_weight, conv_bias, up_weight, up_bias)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not isinstance(recompute, bool):
+        raise TypeError(f"{NAME}: recompute={recompute!r} must be a bool")
+    keep = not recompute and needs_gradient(tensors)
     return _OP(*tensors, height, columns, prefix, keep, backend=backend)[0]
 
 

@@ -1,0 +1,3 @@
+from .op import bottleneck_adapter
+
+__all__ = ["bottleneck_adapter"]

@@ -1,0 +1,117 @@
+"""``bottleneck_adapter`` by PyTorch's matrix products, a few thousand tokens at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base import accumulate_dtype, empty_dense_like, empty_tokens
+from ..products import add_product, block_count, project, row_blocks
+from .reference import activate
+
+aten = torch.ops.aten
+
+
+def rows_of_a_block(x: Tensor, down_weight: Tensor) -> int:
+    return block_count(x.device, down_weight.shape[0] * x.element_size())
+
+
+def forward(
+    x: Tensor, down_weight: Tensor, down_bias: Tensor | None, up_weight: Tensor, up_bias: Tensor | None,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, activation: str, scale: float, residual: bool, keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out, kept = empty_output(x, down_weight, keep)
+    if x.numel() == 0:
+        return out, kept
+    for into, rows, *hidden in row_blocks(out, (x, kept) if keep else (x,), rows_of_a_block(x, down_weight)):
+        normed = rows if norm_weight is None else F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
+        active = activate(project(normed, down_weight, down_bias, *hidden), activation)
+        if up_bias is not None:
+            torch.addmm(up_bias, active, up_weight.t(), beta=scale, alpha=scale, out=into)
+            if residual:
+                into += rows
+        elif residual:
+            torch.addmm(rows, active, up_weight.t(), alpha=scale, out=into)
+        else:
+            torch.mm(active, up_weight.t(), out=into).mul_(scale)
+    return out, kept
+
+
+def empty_output(x: Tensor, down_weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Memory for the output and, if the last argument wants it, the bottleneck before its activation."""
+    return empty_dense_like(x), empty_tokens(x, down_weight.shape[0]) if rest[-1] else x.new_empty(0)
+
+
+def activation_gradient(grad: Tensor, x: Tensor, activation: str) -> Tensor:
+    """The gradient before the activation, of that behind it."""
+    if activation == "gelu":
+        return aten.gelu_backward(grad, x)
+    if activation == "quick_gelu":
+        gate = torch.sigmoid(1.702 * x)
+        return grad * (gate + 1.702 * x * gate * (1 - gate))
+    if activation == "relu":
+        return aten.threshold_backward(grad, x, 0)
+    return aten.silu_backward(grad, x) if activation == "silu" else grad
+
+
+def backward(
+    grad: Tensor, x: Tensor, down_weight: Tensor, down_bias: Tensor | None, up_weight: Tensor, up_bias: Tensor | None,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, activation: str, scale: float, residual: bool,
+    kept: Tensor, wanted: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """What of the seven gradients is wanted. A bottleneck that was not kept is computed again.
+
+    Of a layer norm only ``(x - mean) / deviation`` is computed again: its weight goes into ``down``, and its gradients come
+    out of that of ``down``.
+    """
+    dx, want = empty_dense_like(x), dict(zip(("x", "down", "down_bias", "up", "up_bias", "norm", "norm_bias"), wanted))
+    dtype = accumulate_dtype(x.dtype)
+    d_down, d_up = (torch.zeros(w.shape, dtype=dtype, device=w.device) for w in (down_weight, up_weight))
+    d_down_bias, d_up_bias = (torch.zeros(w.shape[0], dtype=dtype, device=w.device) for w in (down_weight, up_weight))
+    has_norm, has_kept = norm_weight is not None, kept.dim() == x.dim()
+    down = down_weight * norm_weight if norm_weight is not None else down_weight
+    start = down_bias
+    if norm_bias is not None:
+        start = down_weight @ norm_bias if down_bias is None else down_bias + down_weight @ norm_bias
+    scaled_up = up_weight * scale
+    into_down = want["down"] or want["norm"]
+    below = want["x"] or into_down or want["down_bias"] or want["norm_bias"]
+    others = (x, grad, kept) if has_kept else (x, grad)
+    for into, rows, rows_grad, *hidden in row_blocks(dx, others, rows_of_a_block(x, down_weight)) if x.numel() else ():
+        if want["up_bias"]:
+            d_up_bias += rows_grad.sum(0)  # summed in float32; asked for it, PyTorch would convert all rows first
+        if not below and not want["up"]:
+            continue
+        needs_norm = has_norm and (into_down or want["x"] or not has_kept)
+        normed, *statistics = aten.native_layer_norm(rows, rows.shape[-1:], None, None, eps) if needs_norm else (rows,)
+        before = hidden[0] if has_kept else project(normed, down, start)
+        if want["up"]:
+            add_product(d_up, rows_grad.t(), activate(before, activation))
+        if not below:
+            continue
+        d_hidden = activation_gradient(rows_grad @ scaled_up, before, activation)
+        if into_down:
+            add_product(d_down, d_hidden.t(), normed)
+        d_down_bias += d_hidden.sum(0)
+        if not want["x"]:
+            continue
+        if has_norm:
+            known = (*statistics, None, None, [True, False, False])
+            d_rows = aten.native_layer_norm_backward(d_hidden @ down, rows, rows.shape[-1:], *known)[0]
+            torch.add(d_rows, rows_grad, out=into) if residual else into.copy_(d_rows)
+        elif residual:
+            torch.addmm(rows_grad, d_hidden, down, out=into)
+        else:
+            torch.mm(d_hidden, down, out=into)
+    wide = down_weight.double()  # their terms cancel
+    d_norm, d_norm_bias = (d_down * wide).sum(0), d_down_bias.double() @ wide
+    if norm_weight is not None:
+        d_down = d_down * norm_weight
+    if norm_bias is not None:
+        d_down = torch.addr(d_down, d_down_bias, norm_bias.to(dtype))
+    grads = (dx, d_down, d_down_bias, d_up * scale, d_up_bias * scale, d_norm, d_norm_bias)
+    nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
+    return tuple(g.to(grad.dtype) if w else nothing for g, w in zip(grads, wanted))

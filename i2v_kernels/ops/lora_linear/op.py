@@ -1,0 +1,100 @@
+"""The op ``lora_linear``: public function, checks, registration, autograd. How it computes: see README.md beside this file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..base import Backend, Op, empty_dense_like, empty_tokens, reference_backend
+from . import library, reference
+
+NAME = "lora_linear"
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scaling: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """A linear layer with a low-rank update: ``x weight^T + bias + scaling * (x lora_a^T) lora_b^T``.
+
+    LoRA (Hu et al., arXiv 2106.09685, eq. 3). For backward it keeps x and the parameters; autograd over the
+    formula keeps the low-rank product too, and makes two more tensors of the output's size on the way.
+
+    Args:
+        x: ``[..., C]``, float64, float32, bfloat16 or float16, last stride 1.
+        weight, bias: ``[O, C]`` and ``[O]`` or None, as in ``nn.Linear(C, O)``; frozen or trained.
+        lora_a, lora_b: ``[r, C]`` and ``[O, r]``, as PEFT's ``lora_A.default.weight`` and ``lora_B.default.weight``.
+        scaling: a number; LoRA's ``alpha / r``.
+        backend: "reference" or "library"; None chooses (see ``i2v_kernels.explain``).
+
+    Returns:
+        ``[..., O]`` in x's dtype, its dimensions in x's order in memory. Under ``torch.autocast`` all tensors are cast like
+        those of ``nn.Linear``.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type, dtype, shape, stride or device.
+        NotImplementedError: the named backend cannot run this call; the text says why.
+    """
+    x, weight, lora_a, lora_b, bias = checks.autocast(x, weight, lora_a, lora_b, bias)  # type: ignore[assignment]
+    if not isinstance(x, Tensor) or x.dim() < 1:
+        raise TypeError(f"{NAME}: x must be a torch.Tensor [..., C], got {x!r}")
+    checks.tensor(NAME, "x", x, (None,) * x.dim(), "[..., C]")
+    channels = x.shape[-1]
+    checks.tensor(NAME, "weight", weight, (None, channels), "[O, C]", like=x)
+    checks.tensor(NAME, "lora_a", lora_a, (None, channels), "[r, C]", like=x)
+    checks.tensor(NAME, "lora_b", lora_b, (weight.shape[0], lora_a.shape[0]), "[O, r]", like=x)
+    if bias is not None:
+        checks.tensor(NAME, "bias", bias, (weight.shape[0],), "[O]", like=x)
+    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)):
+        raise TypeError(f"{NAME}: scaling={scaling!r} must be a number")
+    return _OP(x, weight, lora_a, lora_b, bias, float(scaling), backend=backend)
+
+
+def _empty_grads(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
+    parameters, wanted = rest[:4], rest[-1]
+    return (
+        empty_dense_like(x) if wanted[0] else nothing,
+        *(torch.empty(p.shape, dtype=p.dtype, device=p.device) if w else nothing for p, w in zip(parameters, wanted[1:])),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.scaling = inputs[5]
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = [bool(needed) for needed in ctx.needs_input_grad[:5]]
+    grads = _OP.backward_op(grad, *ctx.saved_tensors, ctx.scaling, wanted, ctx.backend)
+    return (*(g if want else None for g, want in zip(grads, wanted)), None)
+
+
+def _empty(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return empty_tokens(x, weight.shape[0])
+
+
+_ARGUMENTS = "Tensor x, Tensor weight, Tensor lora_a, Tensor lora_b, Tensor? bias, float scaling"
+_OP = Op(
+    name=NAME,
+    schema=f"({_ARGUMENTS}) -> Tensor",
+    backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool[5] wanted) -> ({', '.join(['Tensor'] * 5)})",
+    backends=(
+        reference_backend(reference.forward, differentiable=range(5), empty=_empty),
+        Backend("library", lambda *args: None, library.forward, library.backward),
+    ),
+    preference={"cpu": ("library",), "cuda": ("library",)},
+    fake=_empty,
+    fake_backward=_empty_grads,
+    save=_save,
+    gradients=_gradients,
+)

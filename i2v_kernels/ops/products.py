@@ -1,0 +1,58 @@
+"""Ops made of PyTorch's matrix products: tokens as rows, a cache's worth at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .base import memory_order
+
+# Bytes of a bottleneck that a block holds: on a CPU a cache's worth, on a GPU enough to fill it.
+BLOCK = {"cpu": 4 << 20, "cuda": 256 << 20}
+
+
+def block_count(device: torch.device, bytes_each: int) -> int:
+    """How many pieces of so many bytes make a block."""
+    return max(1, BLOCK.get(device.type, BLOCK["cuda"]) // max(1, bytes_each))
+
+
+def row_blocks(out: Tensor, others: tuple[Tensor, ...], count: int) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of at most ``count`` rows ``[rows, C]`` of ``out [..., C]``, whose memory is dense, and of others with its rows.
+
+    Rows come in the order in which ``out`` has them in memory; those of others are views where they lie alike, else copies
+    of the block alone.
+    """
+    order = memory_order(out)
+    tensors = [x.permute(*order, x.dim() - 1) for x in (out, *others)]
+    if all(viewable(x) for x in tensors):
+        flat = [x.reshape(-1, x.shape[-1]) for x in tensors]
+        blocks = max(1, -(-len(flat[0]) // count))
+        yield from zip(*(x.tensor_split(blocks) for x in flat))  # as large as each other
+        return
+    inner = max(1, tensors[0][:1].numel() // max(1, out.shape[-1]))
+    for parts in zip(*(x.split(max(1, count // inner)) for x in tensors)):
+        yield tuple(x.reshape(-1, x.shape[-1]) for x in parts)
+
+
+def viewable(x: Tensor) -> bool:
+    """Whether ``[..., C]`` is ``[rows, C]`` without a copy."""
+    steps = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()) if size != 1]
+    return x.numel() == 0 or all(a[1] == b[0] * b[1] for a, b in pairwise(steps))
+
+
+def project(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``F.linear(rows, weight, bias)``, into ``out`` if it is given."""
+    if bias is None:
+        return torch.mm(rows, weight.t(), out=out)
+    return torch.addmm(bias, rows, weight.t(), out=out)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> None:
+    """``total += alpha * a @ b`` where total may have a wider dtype."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, alpha=alpha)
+    else:
+        total.add_(a @ b, alpha=alpha)
