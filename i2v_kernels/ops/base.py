@@ -189,11 +189,14 @@ def _autograd_function(op: Op) -> Any:
             op.save(ctx, args[:-1], result)
             if not isinstance(result, Tensor):
                 ctx.mark_non_differentiable(*result[1:])
+            ctx.set_materialize_grads(False)  # of the others: zeros of their size that nobody reads
             return result
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+            if grad is None:  # a later function had none for the output
+                return (None,) * (op._arity + 1)
             if grad.stride(-1) != 1 and grad.shape[-1] != 1:
                 grad = grad.contiguous()  # expanded gradients, as from .sum()
             return (*op.gradients(ctx, grad), None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .base import memory_order
 
 # Bytes of a bottleneck that a block holds: on a CPU a cache's worth, on a GPU enough to fill it.
-BLOCK = {"cpu": 4 << 20, "cuda": 256 << 20}
+BLOCK = {"cpu": 2 << 20, "cuda": 256 << 20}
 
 
 def block_count(device: torch.device, bytes_each: int) -> int:

@@ -115,6 +115,23 @@ def test_expanded_gradient(info, sample):
 
 
 @pytest.mark.parametrize("info, sample", FIRST)
+def test_no_gradient_for_the_output(info, sample):
+    class Ignore(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, ignored, passed):
+            return passed.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None, grad
+
+    sample = sample.to(torch.float32, requires_grad=True)
+    passed = torch.ones(3, requires_grad=True)
+    Ignore.apply(info.op(*sample.args, **sample.kwargs), passed).sum().backward()
+    assert torch.equal(passed.grad, torch.ones(3)) and all(t.grad is None for t in sample.tensors())
+
+
+@pytest.mark.parametrize("info, sample", FIRST)
 def test_explain(info, sample):
     sample = sample.to(torch.float32)
     explained = i2v.explain(info.op, *sample.args, **sample.kwargs)

@@ -106,12 +106,13 @@ def backward(
             torch.addmm(rows_grad, d_hidden, down, out=into)
         else:
             torch.mm(d_hidden, down, out=into)
-    wide = down_weight.double()  # their terms cancel
-    d_norm, d_norm_bias = (d_down * wide).sum(0), d_down_bias.double() @ wide
+    d_norm = d_norm_bias = d_down_bias
     if norm_weight is not None:
+        wide = down_weight.double()  # their terms cancel
+        d_norm, d_norm_bias = (d_down * wide).sum(0), d_down_bias.double() @ wide
         d_down = d_down * norm_weight
     if norm_bias is not None:
         d_down = torch.addr(d_down, d_down_bias, norm_bias.to(dtype))
-    grads = (dx, d_down, d_down_bias, d_up * scale, d_up_bias * scale, d_norm, d_norm_bias)
+    grads = (dx, d_down, d_down_bias, d_up.mul_(scale), d_up_bias.mul_(scale), d_norm, d_norm_bias)
     nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
     return tuple(g.to(grad.dtype) if w else nothing for g, w in zip(grads, wanted))

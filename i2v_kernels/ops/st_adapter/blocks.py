@@ -91,8 +91,9 @@ def backward(
             mixed = convolve(hidden, conv_weight, conv_bias, height, width, prefix, backend)
             add_product(d_up, flat_grad.t(), rows.flat(mixed))
         if d_up_bias is not None:
-            # in two steps: over one dimension of a slice PyTorch is ten times as fast as over three
-            d_up_bias += grad[block, :, prefix:].sum(1, dtype=d_up_bias.dtype).sum((0, 1))
+            # over one dimension of a slice PyTorch is ten times as fast as over three; and asked to sum in another dtype than
+            # its own, which it does anyway, it would convert all of it first
+            d_up_bias += grad[block, :, prefix:].sum(1).sum((0, 1))
         if not any(wanted[:5]):
             continue
         d_mixed = rows.tokens(flat_grad @ up_weight)
@@ -108,7 +109,7 @@ def backward(
         if d_down is not None:
             add_product(d_down, flat_hidden.t(), flat)
         if d_down_bias is not None:
-            d_down_bias += flat_hidden.sum(0)  # summed in float32; asked for it, PyTorch would convert all rows first
+            d_down_bias += flat_hidden.sum(0)
         if dx is not None:
             torch.addmm(flat_grad, flat_hidden, down_weight, out=rows.flat(dx[block]))
     nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
