@@ -3,19 +3,26 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/activation.h"
 #include "../common/cpu.h"
 #include "../common/dispatch.h"
 
 namespace i2v {
 
+// What becomes of an output's sums beyond the activation: `extra` is added, or it is the gradient of what they are before it.
+enum class Extra { none, add, gradient };
+
 struct Problem {
   int64_t batch, frames, tokens, channels;
-  int64_t kt, kh, kw, height, width, prefix;
+  int64_t kt, kh, kw, height, width, prefix, dilation;
   bool copy_prefix;
   bool past_cache;  // what is read and written exceeds a usual last-level cache: write around it
   View<3> x, out, grad;
   const void* taps;  // [kt * kh * kw, C], in the type of the sums
   const void* bias;  // [C], likewise
+  Activation activation;
+  Extra with_extra;
+  View<3> extra;
 };
 
 }  // namespace i2v
@@ -26,17 +33,26 @@ struct Problem {
 namespace i2v {
 namespace {
 
+Activation activation_of(const std::string& name) {
+  constexpr const char* names[] = {"", "gelu", "quick_gelu", "relu", "silu"};
+  for (int i = 0; i < 5; ++i)
+    if (name == names[i]) return static_cast<Activation>(i);
+  STD_TORCH_CHECK(false, "temporal_conv: activation '", name, "' is unknown");
+}
+
 Problem describe(const Tensor& x, const Tensor& weight, int64_t height, int64_t width, int64_t prefix,
-                 const std::string& prefix_mode) {
+                 const std::string& prefix_mode, int64_t dilation) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "temporal_conv: x must be a CPU tensor [B, T, N, C]");
   STD_TORCH_CHECK(weight.dim() == 5 && weight.size(0) == x.size(3) && weight.size(1) == 1 && weight.is_cpu() &&
                       weight.scalar_type() == x.scalar_type(),
                   "temporal_conv: weight must be [C, 1, kt, kh, kw] of x's dtype");
   STD_TORCH_CHECK(prefix >= 0 && prefix + height * width == x.size(2), "temporal_conv: prefix + H * W is not N");
+  STD_TORCH_CHECK(dilation >= 1, "temporal_conv: dilation ", dilation, " is below 1");
   check_like(x, x, "x");
   const bool past_cache = exceeds_cache(2 * x.numel() * x.element_size());
   return {x.size(0), x.size(1), x.size(2), x.size(3), weight.size(2), weight.size(3), weight.size(4), height, width, prefix,
-          prefix_mode == "copy", past_cache, View<3>(x), {}, {}, nullptr, nullptr};
+          std::min(dilation, std::max<int64_t>(x.size(1), 1)), prefix_mode == "copy", past_cache, View<3>(x), {}, {}, nullptr,
+          nullptr, Activation::none, Extra::none, {}};
 }
 
 // weight [C, 1, kt, kh, kw] as [taps, C], channels innermost as the tokens lie; the adjoint convolves with the kernel turned round.
@@ -77,12 +93,15 @@ void convolve_into(Problem p, const Tensor& weight, const std::optional<Tensor>&
 }
 
 Tensor convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor> bias, int64_t height, int64_t width,
-                   int64_t prefix, const std::string prefix_mode, const std::string /*backend*/) {
-  Problem p = describe(x, weight, height, width, prefix, prefix_mode);
+                   int64_t prefix, const std::string prefix_mode, int64_t dilation, const std::string activation,
+                   bool residual, const std::string /*backend*/) {
+  Problem p = describe(x, weight, height, width, prefix, prefix_mode, dilation);
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == x.size(3) && bias->scalar_type() == x.scalar_type()),
                   "temporal_conv: bias must be [C] of x's dtype");
   Tensor out = empty_dense_like(x);
   p.out = View<3>(out);
+  p.activation = activation_of(activation);
+  if (residual) p.with_extra = Extra::add, p.extra = p.x;
   convolve_into(p, weight, bias, false);
   return out;
 }
@@ -124,23 +143,35 @@ void weight_sums_into(const Problem& p, Tensor dweight, Tensor dbias) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                        const std::optional<Tensor> /*bias*/, int64_t height, int64_t width,
-                                                        int64_t prefix, const std::string prefix_mode,
+                                                        const std::optional<Tensor> bias, int64_t height, int64_t width,
+                                                        int64_t prefix, const std::string prefix_mode, int64_t dilation,
+                                                        const std::string activation, bool residual,
                                                         const std::vector<bool> wanted, const std::string /*backend*/) {
-  Problem p = describe(x, weight, height, width, prefix, prefix_mode);
+  Problem p = describe(x, weight, height, width, prefix, prefix_mode, dilation);
   check_like(grad, x, "grad");
   STD_TORCH_CHECK(wanted.size() == 3, "temporal_conv: wanted names x, weight and bias");
   Tensor dx = wanted[0] ? empty_dense_like(x) : empty_of(grad);
   Tensor dweight = wanted[1] ? torch::stable::new_empty(weight, weight.sizes()) : empty_of(grad);
   Tensor dbias = wanted[2] ? torch::stable::new_empty(weight, std::vector<int64_t>{weight.size(0)}) : empty_of(grad);
+  p.grad = View<3>(grad);
+  std::optional<Tensor> before;  // the gradient before the activation
+  if (!activation.empty()) {
+    before = empty_dense_like(grad);
+    Problem again = p;
+    again.out = View<3>(*before);
+    again.activation = activation_of(activation);
+    again.with_extra = Extra::gradient, again.extra = p.grad;
+    convolve_into(again, weight, bias, false);
+    p.grad = View<3>(*before);
+  }
   if (wanted[0]) {
     Problem adjoint = p;
-    adjoint.x = View<3>(grad);
+    adjoint.x = p.grad;
     adjoint.out = View<3>(dx);
+    if (residual) adjoint.with_extra = Extra::add, adjoint.extra = View<3>(grad);
     convolve_into(adjoint, weight, std::nullopt, true);
   }
   if (wanted[1] || wanted[2]) {
-    p.grad = View<3>(grad);
     weight_sums_into(p, dweight, dbias);
   }
   return {dx, dweight, dbias};

@@ -1,6 +1,7 @@
 // Depthwise: channels lie in the vector's lanes, and each weight is a vector loaded beside the tokens it meets. A worker goes
 // through the frames of one token, so that the kt rows an output needs are still in its first-level cache.
 // Included by for_each_isa.h inside the namespace of an instruction set.
+#include "../common/vec_activation.h"
 
 // The inputs of one output row: pointers to rows of x and of the weights.
 template <typename T>
@@ -18,7 +19,7 @@ I2V_INLINE void gather(const Problem& p, int64_t b, int64_t t, int64_t n, Taps<T
   const auto* weight = static_cast<const accumulate_t<T>*>(p.taps);
   taps.count = 0;
   for (int64_t i = 0; i < p.kt; ++i) {
-    const int64_t from_t = t + i - p.kt / 2;
+    const int64_t from_t = t + (i - p.kt / 2) * p.dilation;
     if (from_t < 0 || from_t >= p.frames) continue;
     for (int64_t j = 0; j < p.kh; ++j) {
       const int64_t from_y = y + j - p.kh / 2;
@@ -33,8 +34,17 @@ I2V_INLINE void gather(const Problem& p, int64_t b, int64_t t, int64_t n, Taps<T
   }
 }
 
+// From the sums of a few channels to their output; extra holds the same channels. Apart from its callers, which are short
+// without it.
+template <typename A>
+__attribute__((noinline)) Vec<A> finish(const Problem& p, Vec<A> sum, Vec<A> extra) {
+  if (p.with_extra == Extra::gradient) return activation_gradient<A>(extra, sum, p.activation);
+  return activate<A>(sum, p.activation) + extra;
+}
+
 template <int NV, typename T>
-I2V_INLINE void convolve_vectors(const Taps<T>& taps, const accumulate_t<T>* bias, T* out, int64_t c, bool past_cache) {
+I2V_INLINE void convolve_vectors(const Problem& p, const Taps<T>& taps, const accumulate_t<T>* bias, const T* extra, T* out,
+                                 int64_t c) {
   using A = accumulate_t<T>;
   constexpr int W = lanes<A>;
   Vec<A> sum[NV] = {};
@@ -45,22 +55,27 @@ I2V_INLINE void convolve_vectors(const Taps<T>& taps, const accumulate_t<T>* bia
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) sum[v] += load(taps.weight[i] + c + v * W) * load(taps.x[i] + c + v * W);
   }
+  if (p.activation != Activation::none)
+    for (int v = 0; v < NV; ++v) sum[v] = finish<A>(p, sum[v], extra ? load(extra + c + v * W) : Vec<A>{});
+  else if (extra)
+    for (int v = 0; v < NV; ++v) sum[v] += load(extra + c + v * W);
 #pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) store_or_stream(out + c + v * W, sum[v], past_cache);
+  for (int v = 0; v < NV; ++v) store_or_stream(out + c + v * W, sum[v], p.past_cache);
 }
 
 template <typename T>
-I2V_INLINE void convolve_row(const Problem& p, const Taps<T>& taps, T* out) {
+I2V_INLINE void convolve_row(const Problem& p, const Taps<T>& taps, const T* extra, T* out) {
   using A = accumulate_t<T>;
   constexpr int W = lanes<A>;
   const A* bias = static_cast<const A*>(p.bias);
   int64_t c = 0;
-  for (; c + 4 * W <= p.channels; c += 4 * W) convolve_vectors<4>(taps, bias, out, c, p.past_cache);
-  for (; c + W <= p.channels; c += W) convolve_vectors<1>(taps, bias, out, c, p.past_cache);
+  for (; c + 4 * W <= p.channels; c += 4 * W) convolve_vectors<4>(p, taps, bias, extra, out, c);
+  for (; c + W <= p.channels; c += W) convolve_vectors<1>(p, taps, bias, extra, out, c);
   if (const int64_t left = p.channels - c; left > 0) {
     Vec<A> sum = bias ? load_part(bias + c, left) : Vec<A>{};
     for (int64_t i = 0; i < taps.count; ++i) sum += load_part(taps.weight[i] + c, left) * load_part(taps.x[i] + c, left);
-    store_part(out + c, sum, left);
+    const Vec<A> more = extra ? load_part(extra + c, left) : Vec<A>{};
+    store_part(out + c, p.activation != Activation::none ? finish<A>(p, sum, more) : extra ? sum + more : sum, left);
   }
 }
 
@@ -75,9 +90,10 @@ void convolve(const Problem& p, int64_t begin, int64_t end) {
     T* out = row_of<T>(p.out, b, t, n);
     if (n >= p.prefix) {
       gather(p, b, t, n, taps);
-      convolve_row(p, taps, out);
+      convolve_row(p, taps, p.with_extra != Extra::none ? row_of<const T>(p.extra, b, t, n) : nullptr, out);
     } else if (p.copy_prefix) {
-      std::memcpy(static_cast<void*>(out), row_of<T>(p.x, b, t, n), p.channels * sizeof(T));
+      const View<3>& from = p.with_extra == Extra::gradient ? p.extra : p.x;
+      std::memcpy(static_cast<void*>(out), row_of<const T>(from, b, t, n), p.channels * sizeof(T));
     } else {
       std::memset(static_cast<void*>(out), 0, p.channels * sizeof(T));
     }
@@ -90,7 +106,7 @@ I2V_INLINE void add_to(A* sums, Vec<A> x, int64_t count) {
   else store_part(sums, load_part(sums, count) + x, count);
 }
 
-// sums[i0 + i] += sum_t grad[t] * x[t + i0 + i - kt / 2], i < K, for one token of the gradient and one of the input.
+// sums[i0 + i] += sum_t grad[t] * x[t + (i0 + i - kt / 2) * dilation], i < K, for one token of the gradient and one of the input.
 template <int K, typename T>
 I2V_INLINE void correlate(const Problem& p, const T* grad, const T* x, int64_t i0, accumulate_t<T>* sums, int64_t sums_stride) {
   using A = accumulate_t<T>;
@@ -103,7 +119,7 @@ I2V_INLINE void correlate(const Problem& p, const T* grad, const T* x, int64_t i
       const Vec<A> g = left >= W ? load(grad_row) : load_part(grad_row, left);
 #pragma GCC unroll 4
       for (int i = 0; i < K; ++i) {
-        const int64_t from = t + i0 + i - p.kt / 2;
+        const int64_t from = t + (i0 + i - p.kt / 2) * p.dilation;
         if (from < 0 || from >= p.frames) continue;
         const T* row = x + from * p.x.stride[1] + c;
         sum[i] += g * (left >= W ? load(row) : load_part(row, left));

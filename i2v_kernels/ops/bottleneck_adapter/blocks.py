@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..activations import activate, activation_gradient
 from ..base import accumulate_dtype, empty_dense_like, empty_tokens
 from ..products import add_product, block_count, project, row_blocks
-from .reference import activate
 
 aten = torch.ops.aten
 
@@ -43,18 +43,6 @@ def forward(
 def empty_output(x: Tensor, down_weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """Memory for the output and, if the last argument wants it, the bottleneck before its activation."""
     return empty_dense_like(x), empty_tokens(x, down_weight.shape[0]) if rest[-1] else x.new_empty(0)
-
-
-def activation_gradient(grad: Tensor, x: Tensor, activation: str) -> Tensor:
-    """The gradient before the activation, of that behind it."""
-    if activation == "gelu":
-        return aten.gelu_backward(grad, x)
-    if activation == "quick_gelu":
-        gate = torch.sigmoid(1.702 * x)
-        return grad * (gate + 1.702 * x * gate * (1 - gate))
-    if activation == "relu":
-        return aten.threshold_backward(grad, x, 0)
-    return aten.silu_backward(grad, x) if activation == "silu" else grad
 
 
 def backward(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..activations import ACTIVATIONS
 from ..base import Backend, Op, empty_dense_like, needs_gradient, reference_backend, triton_backend
 from . import blocks, reference
 
 NAME = "bottleneck_adapter"
-ACTIVATIONS = ("gelu", "quick_gelu", "relu", "silu")
 
 
 def bottleneck_adapter(

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def activate(x: Tensor, activation: str) -> Tensor:
-    if activation == "gelu":
-        return F.gelu(x)
-    if activation == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
-    if activation == "relu":
-        return F.relu(x)
-    return F.silu(x) if activation == "silu" else x
+from ..activations import activate
 
 
 def adapter(

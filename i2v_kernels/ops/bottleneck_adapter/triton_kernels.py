@@ -11,23 +11,11 @@ from torch import Tensor
 
 from ..base import memory_order
 from ..products import viewable
+from ..triton_activations import activate
 from ..triton_common import Entry, Launch, cdiv, dots_in_fp32, pow2, run
 from . import blocks
 
 WIDEST = 256  # bottleneck of a tile
-
-
-@triton.jit
-def activate(b_x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "gelu":
-        b_x = 0.5 * b_x * (1.0 + tl.erf(b_x * 0.7071067811865476))
-    elif ACTIVATION == "quick_gelu":
-        b_x = b_x * tl.sigmoid(1.702 * b_x)
-    elif ACTIVATION == "relu":
-        b_x = tl.where(b_x < 0, 0.0, b_x)  # NaN stays
-    elif ACTIVATION == "silu":
-        b_x = b_x * tl.sigmoid(b_x)
-    return b_x
 
 
 @triton.jit

@@ -13,6 +13,8 @@ from torch import Tensor
 from ..base import accumulate_dtype, empty_dense_like, empty_tokens, memory_order
 from ..products import add_product, block_count, project
 
+PLAIN = ("zero", 1, "", False)  # of temporal_conv: prefix_mode, dilation, activation, residual
+
 
 class Rows:
     """The tokens ``[b, T, N, C]`` of a block as ``[rows, C]`` in the order in which the output has them in memory, and back."""
@@ -64,7 +66,7 @@ def forward(
 def convolve(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, prefix: int, backend: str
 ) -> Tensor:
-    return torch.ops.i2v_kernels.temporal_conv(hidden, weight, bias, height, width, prefix, "zero", backend)
+    return torch.ops.i2v_kernels.temporal_conv(hidden, weight, bias, height, width, prefix, *PLAIN, backend)
 
 
 def backward(
@@ -98,7 +100,7 @@ def backward(
             continue
         d_mixed = rows.tokens(flat_grad @ up_weight)
         d_hidden, *d_kernel = torch.ops.i2v_kernels.temporal_conv_backward(
-            d_mixed, hidden, conv_weight, conv_bias, height, width, prefix, "zero", conv_wanted, backend
+            d_mixed, hidden, conv_weight, conv_bias, height, width, prefix, *PLAIN, conv_wanted, backend
         )
         for total, part in zip((d_conv, d_conv_bias), d_kernel):
             if total is not None:

@@ -78,7 +78,7 @@ def _composed(name: str) -> Backend:
     """PyTorch's products around the convolution's backend of that name."""
 
     def can_run(x: Tensor, *rest: Any) -> str | None:
-        return OPS["temporal_conv"].why_not(name, (x, *rest[2:4], *rest[6:9], "zero"))
+        return OPS["temporal_conv"].why_not(name, (x, *rest[2:4], *rest[6:9], *blocks.PLAIN))
 
     return Backend(name, can_run, partial(blocks.forward, backend=name), partial(blocks.backward, backend=name))
 

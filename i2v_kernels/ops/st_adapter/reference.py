@@ -17,7 +17,7 @@ def adapter(
 ) -> Tensor:  # fmt: skip
     patches = x[:, :, prefix:]
     hidden = F.linear(patches, down_weight, down_bias)
-    hidden = temporal_conv.forward(hidden, conv_weight, conv_bias, height, width, 0, "zero")
+    hidden = temporal_conv.forward(hidden, conv_weight, conv_bias, height, width, 0, "zero", 1, "", False)
     return torch.cat([x[:, :, :prefix], patches + F.linear(hidden, up_weight, up_bias)], dim=2)
 
 

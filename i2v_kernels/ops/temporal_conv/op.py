@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..activations import ACTIVATIONS
 from ..base import Op, cpu_backend, empty_dense_like, reference_backend, triton_backend
 from . import reference
 
@@ -23,13 +24,17 @@ def temporal_conv(
     grid: tuple[int, int] | None = None,
     prefix: int = 0,
     prefix_mode: str = "zero",
+    dilation: int = 1,
+    activation: str | None = None,
+    residual: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Depthwise convolution over the frames, and the patch grid if asked, of tokens that stay channels-last.
 
-    ``out[b, t, n, c] = bias[c] + sum_k weight[c, 0, k] * x[b, t + k - kt // 2, n, c]`` for a ``(kt, 1, 1)`` kernel; with a grid
-    the sum runs over the neighbours in ``grid`` too. Zero padding keeps every size. The convolution of ST-Adapter (arXiv
-    2206.13559, eq. 4), EVL, UniFormerV2 and Side4Video, without their two permutes and copies around ``nn.Conv3d``.
+    ``out[b, t, n, c] = bias[c] + sum_k weight[c, 0, k] * x[b, t + (k - kt // 2) * dilation, n, c]`` for ``(kt, 1, 1)``; with a
+    grid the sum runs over the neighbours in it too. Zero padding keeps every size. ``activation`` of that, and ``residual``,
+    x added to it, cost no pass of their own. The convolution of ST-Adapter (arXiv 2206.13559, eq. 4), EVL (2208.03550, with
+    the residual), UniFormerV2 and Side4Video, without their two permutes and copies around ``nn.Conv3d``.
 
     Args:
         x: ``[B, T, N, C]``, float64, float32, bfloat16 or float16, last stride 1. N = prefix + H * W.
@@ -37,8 +42,12 @@ def temporal_conv(
         bias: ``[C]``.
         grid: ``(H, W)``, the patch grid; may be left out for ``(kt, 1, 1)``.
         prefix: number of class or prompt tokens before the patches; they take no part.
-        prefix_mode: what the output holds for prefix tokens: "zero", or "copy" of the input.
-        backend: "reference", "cpu" or "triton"; None chooses (see ``i2v_kernels.explain``).
+        prefix_mode: what the output holds for prefix tokens: "zero", or "copy" of the input; with ``residual`` always the copy.
+        dilation: frames from one tap in time to the next.
+        activation: "gelu" (exact), "quick_gelu" (``x * sigmoid(1.702 x)``), "relu", "silu", or None for none. Backward then
+            convolves once more, since what is before it is not kept.
+        residual: add x.
+        backend: "reference", "cpu", "triton" or "cuda"; None chooses (see ``i2v_kernels.explain``).
 
     Returns:
         ``[B, T, N, C]`` in x's dtype, its dimensions in x's order in memory. Sums are kept in float32 (float64 for
@@ -55,7 +64,14 @@ def temporal_conv(
     if bias is not None:
         checks.tensor(NAME, "bias", bias, (channels,), "[C]", like=x)
     checks.one_of(NAME, "prefix_mode", prefix_mode, PREFIX_MODES)
-    return _OP(x, weight, bias, height, width, prefix, prefix_mode, backend=backend)
+    if checks.integer(NAME, "dilation", dilation, low=1) > 1:
+        dilation = min(dilation, max(x.shape[1], 1))  # beyond the clip all taps but the middle one meet zeros
+    if activation is not None:
+        checks.one_of(NAME, "activation", activation, ACTIVATIONS)
+    if not isinstance(residual, bool):
+        raise TypeError(f"{NAME}: residual={residual!r} must be a bool")
+    rest = (height, width, prefix, "copy" if residual else prefix_mode, dilation, activation or "", residual)
+    return _OP(x, weight, bias, *rest, backend=backend)
 
 
 def check_kernel(
@@ -83,9 +99,9 @@ def check_kernel(
     return height, width
 
 
-def _empty_grads(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Any, height: int, width: int, prefix: int, prefix_mode: str, wanted: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_grads(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = rest[-1]
+
     def nothing() -> Tensor:
         return torch.empty(0, dtype=grad.dtype, device=grad.device)
 
@@ -114,10 +130,13 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
     grads = _OP.backward_op(grad, x, weight, bias, *ctx.rest, wanted, ctx.backend)
-    return (*(g if want else None for g, want in zip(grads, wanted)), None, None, None, None)
+    return (*(g if want else None for g, want in zip(grads, wanted)), *[None] * len(ctx.rest))
 
 
-_ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, SymInt height, SymInt width, SymInt prefix, str prefix_mode"
+_ARGUMENTS = (
+    "Tensor x, Tensor weight, Tensor? bias, SymInt height, SymInt width, SymInt prefix, str prefix_mode, "
+    "SymInt dilation, str activation, bool residual"
+)
 _OP = Op(
     name=NAME,
     schema=f"({_ARGUMENTS}) -> Tensor",

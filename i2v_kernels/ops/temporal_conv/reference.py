@@ -6,21 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..activations import activate
+
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, prefix: int, prefix_mode: str
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, prefix: int, prefix_mode: str,
+    dilation: int, activation: str, residual: bool,
+) -> Tensor:  # fmt: skip
     batch, frames, tokens, channels = x.shape
     patches = x[:, :, prefix:].reshape(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
-    padding = [size // 2 for size in weight.shape[2:]]
+    steps = (dilation, 1, 1)
+    padding = [step * (size // 2) for step, size in zip(steps, weight.shape[2:])]
     if patches.numel() > 0:
-        out = F.conv3d(patches, weight, bias, padding=padding, groups=channels)
+        out = F.conv3d(patches, weight, bias, padding=padding, dilation=steps, groups=channels)
     else:  # conv3d refuses what has no frame or no patch
         out = patches + 0 * weight.sum() + (0 if bias is None else 0 * bias.sum())
-    out = out.permute(0, 2, 3, 4, 1).reshape(batch, frames, tokens - prefix, channels)
+    out = activate(out.permute(0, 2, 3, 4, 1).reshape(batch, frames, tokens - prefix, channels), activation)
+    if residual:
+        out = x[:, :, prefix:] + out
     if prefix == 0:
         return out
     class_tokens = x[:, :, :prefix]
-    if prefix_mode == "zero":
+    if prefix_mode == "zero" and not residual:
         class_tokens = torch.zeros_like(class_tokens)
     return torch.cat([class_tokens, out], dim=2)
