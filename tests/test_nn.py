@@ -58,6 +58,15 @@ def test_temporal_conv_shares_state_dicts_with_conv3d():
     assert list(ours.state_dict()) == list(conv.state_dict())
 
 
+def test_temporal_conv_as_in_evl():
+    """f = out + DWconv1d_T(out), all tokens."""
+    ours = nn.TemporalConv(24, residual=True)
+    x = X / X.numel()
+    per_token = x.permute(0, 2, 3, 1).reshape(6, 24, 4)
+    want = torch.nn.functional.conv1d(per_token, ours.weight[..., 0, 0], ours.bias, padding=1, groups=24)
+    torch.testing.assert_close(ours(x), x + want.reshape(2, 3, 24, 4).permute(0, 3, 1, 2))
+
+
 def test_temporal_attention_is_multihead_attention_over_frames():
     """With the state dict of ``nn.MultiheadAttention``, and with its masks turned into ours."""
     theirs = torch.nn.MultiheadAttention(24, 3, batch_first=True)

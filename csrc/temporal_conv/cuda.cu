@@ -8,7 +8,7 @@ namespace i2v::conv {
 namespace {
 
 template <typename Thread>
-__global__ void __launch_bounds__(threads_per_block) temporal_conv_kernel(const __grid_constant__ Launch p) {
+__global__ void __launch_bounds__(threads_per_block, 1) temporal_conv_kernel(const __grid_constant__ Launch p) {
   Thread::run(p, static_cast<int64_t>(blockIdx.x) * threads_per_block + threadIdx.x);
 }
 

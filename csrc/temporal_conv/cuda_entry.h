@@ -102,9 +102,13 @@ void convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   p.activation = static_cast<Activation>(activation);
   p.copy_prefix = copy_prefix, p.gradient = gradient;
   const int64_t steps = (p.frames + p.dilation - 1) / p.dilation;
-  p.chunks = (steps + frames_per_thread - 1) / frames_per_thread;
+  const int frames = frames_per_thread(lanes_of(p.vector_bytes, x.element_size()));
+  p.chunks = (steps + frames - 1) / frames;
   set_threads(p, p.clips * p.dilation * p.chunks * p.tokens * p.vectors);
-  if (p.threads > 0) for_thread<Convolve>(p, x.scalar_type(), [&](auto thread) { Run::launch(p, thread); });
+  if (p.threads == 0) return;
+  const auto run = [&](auto thread) { Run::launch(p, thread); };
+  if (extra || activation) for_thread<ConvolveAndFinish>(p, x.scalar_type(), run);
+  else for_thread<Convolve>(p, x.scalar_type(), run);
 }
 
 template <typename Run>

@@ -11,8 +11,8 @@
 
 namespace i2v::conv {
 
-constexpr int threads_per_block = 256;
-constexpr int frames_per_thread = 8;  // outputs whose sums a thread holds: a frame is loaded once for all taps in time
+constexpr int threads_per_block = 128;
+constexpr int sums_per_thread = 32;  // outputs whose sums a thread holds: a frame is loaded once for all taps in time
 constexpr int widest = 16;            // bytes of the widest load and store
 
 // A tensor [B, T, N, C]; strides of clip, frame and token in bytes.
@@ -37,33 +37,30 @@ struct Launch {
   int vector_bytes;
 };
 
-template <typename T, int Bytes>
-struct Lanes {
-  static constexpr int count = Bytes / static_cast<int>(sizeof(T));
-  using Row = Vector<T, Bytes>;
-};
+constexpr int lanes_of(int vector_bytes, int64_t itemsize) { return vector_bytes / static_cast<int>(itemsize); }
+constexpr int frames_per_thread(int lanes) { return lanes == 1 ? 8 : sums_per_thread / lanes; }
 
 template <typename T, int Bytes>
 I2V_HOST_DEVICE Vector<T, Bytes> load(const char* from) {
   return *reinterpret_cast<const Vector<T, Bytes>*>(from);
 }
 
-// Output frames of one token and vector: those of one residue modulo the dilation, frames_per_thread of them.
-template <typename T, int Bytes, int KT>
+// A few output frames of one token and vector, of one residue modulo the dilation. Plain: no activation, no extra.
+template <typename T, int Bytes, int KT, bool Plain>
 I2V_HOST_DEVICE void convolve_frames(const Launch& p, int64_t thread) {
-  constexpr int lanes = Lanes<T, Bytes>::count;
-  using Row = typename Lanes<T, Bytes>::Row;
+  constexpr int lanes = lanes_of(Bytes, sizeof(T)), frames = frames_per_thread(lanes);
+  using Row = Vector<T, Bytes>;
   if (thread >= p.threads) return;
   const int64_t vector = thread % p.vectors, token = thread / p.vectors % p.tokens, rest = thread / p.vectors / p.tokens;
   const int64_t residue = rest / p.chunks % p.dilation, clip = rest / p.chunks / p.dilation;
-  const int64_t first = residue + rest % p.chunks * frames_per_thread * p.dilation;  // frame
+  const int64_t first = residue + rest % p.chunks * frames * p.dilation;  // frame
   const int64_t column = vector * Bytes;
   const char* x = p.x.data + clip * p.x.stride[0] + column;
   const char* extra = p.extra.data ? p.extra.data + clip * p.extra.stride[0] + token * p.extra.stride[2] + column : nullptr;
   char* out = p.out.data + clip * p.out.stride[0] + token * p.out.stride[2] + column;
 
   if (token < p.prefix) {
-    for (int i = 0; i < frames_per_thread; ++i) {
+    for (int i = 0; i < frames; ++i) {
       const int64_t t = first + i * p.dilation;
       if (t >= p.frames) break;
       Row row{};
@@ -74,11 +71,11 @@ I2V_HOST_DEVICE void convolve_frames(const Launch& p, int64_t thread) {
     return;
   }
 
-  float sum[frames_per_thread][lanes] = {};
+  float sum[frames][lanes] = {};
   if (p.bias) {
     const Row bias = load<T, Bytes>(p.bias + column);
 #pragma unroll
-    for (int i = 0; i < frames_per_thread; ++i)
+    for (int i = 0; i < frames; ++i)
 #pragma unroll
       for (int c = 0; c < lanes; ++c) sum[i][c] = static_cast<float>(bias.value[c]);
   }
@@ -88,17 +85,17 @@ I2V_HOST_DEVICE void convolve_frames(const Launch& p, int64_t thread) {
     const int64_t from_y = row_y + j / p.kw - p.kh / 2, from_x = row_x + j % p.kw - p.kw / 2;
     if (from_y < 0 || from_y >= p.height || from_x < 0 || from_x >= p.width) continue;
     const char* from = x + (p.prefix + from_y * p.width + from_x) * p.x.stride[2];
-    Row weight[KT], row[frames_per_thread + KT - 1];
+    Row weight[KT], row[frames + KT - 1];
 #pragma unroll
     for (int i = 0; i < KT; ++i)
       weight[i] = load<T, Bytes>(p.weight + (i * plane + j) * p.channels * static_cast<int64_t>(sizeof(T)) + column);
 #pragma unroll
-    for (int i = 0; i < frames_per_thread + KT - 1; ++i) {
+    for (int i = 0; i < frames + KT - 1; ++i) {
       const int64_t t = first + (i - KT / 2) * p.dilation;
       row[i] = t >= 0 && t < p.frames ? load<T, Bytes>(from + t * p.x.stride[1]) : Row{};
     }
 #pragma unroll
-    for (int i = 0; i < frames_per_thread; ++i)
+    for (int i = 0; i < frames; ++i)
 #pragma unroll
       for (int k = 0; k < KT; ++k)
 #pragma unroll
@@ -106,18 +103,16 @@ I2V_HOST_DEVICE void convolve_frames(const Launch& p, int64_t thread) {
           sum[i][c] += static_cast<float>(weight[k].value[c]) * static_cast<float>(row[i + k].value[c]);
   }
 #pragma unroll
-  for (int i = 0; i < frames_per_thread; ++i) {
+  for (int i = 0; i < frames; ++i) {
     const int64_t t = first + i * p.dilation;
     if (t < p.frames) {
-      const Row more = extra ? load<T, Bytes>(extra + t * p.extra.stride[1]) : Row{};
+      const Row more = !Plain && extra ? load<T, Bytes>(extra + t * p.extra.stride[1]) : Row{};
       Row row;
 #pragma unroll
       for (int c = 0; c < lanes; ++c) {
         const float other = static_cast<float>(more.value[c]);
         float y = sum[i][c];
-        if (p.gradient) y = activation_gradient(other, y, p.activation);
-        else if (extra) y = activate(y, p.activation) + other;
-        else y = activate(y, p.activation);
+        if (!Plain) y = p.gradient ? activation_gradient(other, y, p.activation) : activate(y, p.activation) + other;
         row.value[c] = static_cast<T>(y);
       }
       *reinterpret_cast<Row*>(out + t * p.out.stride[1]) = row;
@@ -129,12 +124,14 @@ I2V_HOST_DEVICE void convolve_frames(const Launch& p, int64_t thread) {
 // window of input frames rolls through registers. The shares are added afterwards, in order: the same bits every time.
 template <typename T, int Bytes, int KT>
 I2V_HOST_DEVICE void sum_products(const Launch& p, int64_t thread) {
-  constexpr int lanes = Lanes<T, Bytes>::count;
-  using Row = typename Lanes<T, Bytes>::Row;
+  constexpr int lanes = lanes_of(Bytes, sizeof(T));
+  using Row = Vector<T, Bytes>;
   if (thread >= p.threads) return;
   const int64_t plane = static_cast<int64_t>(p.kh) * p.kw, patches = p.tokens - p.prefix;
   const int64_t vector = thread % p.vectors, j = thread / p.vectors % plane, share = thread / p.vectors / plane;
   const int64_t column = vector * Bytes, down = j / p.kw - p.kh / 2, right = j % p.kw - p.kw / 2;
+  const int64_t x_step = p.dilation * p.x.stride[1], grad_step = p.dilation * p.extra.stride[1];
+  const int64_t reach = p.frames - KT / 2 * p.dilation;  // gradients before this frame meet an input at their last tap
   float sum[KT][lanes] = {}, bias_sum[lanes] = {};
   for (int64_t item = share; item < p.clips * patches; item += p.shares) {
     const int64_t clip = item / patches, patch = item % patches;
@@ -149,11 +146,13 @@ I2V_HOST_DEVICE void sum_products(const Launch& p, int64_t thread) {
         const int64_t t = residue + (k - KT / 2) * p.dilation;
         window[k] = t >= 0 && t < p.frames ? load<T, Bytes>(x + t * p.x.stride[1]) : Row{};
       }
+      const char* ahead = x + (residue + KT / 2 * p.dilation) * p.x.stride[1];
+      const char* at = grad + residue * p.extra.stride[1];
 #pragma unroll 4
       for (int64_t t = residue; t < p.frames; t += p.dilation) {
-        const int64_t last = t + KT / 2 * p.dilation;
-        window[KT - 1] = last < p.frames ? load<T, Bytes>(x + last * p.x.stride[1]) : Row{};
-        const Row row = load<T, Bytes>(grad + t * p.extra.stride[1]);
+        window[KT - 1] = t < reach ? load<T, Bytes>(ahead) : Row{};
+        const Row row = load<T, Bytes>(at);
+        ahead += x_step, at += grad_step;
 #pragma unroll
         for (int c = 0; c < lanes; ++c) {
           const float g = static_cast<float>(row.value[c]);
@@ -185,7 +184,12 @@ I2V_HOST_DEVICE void sum_products(const Launch& p, int64_t thread) {
 
 template <typename T, int Bytes, int KT>
 struct Convolve {
-  static I2V_HOST_DEVICE void run(const Launch& p, int64_t thread) { convolve_frames<T, Bytes, KT>(p, thread); }
+  static I2V_HOST_DEVICE void run(const Launch& p, int64_t thread) { convolve_frames<T, Bytes, KT, true>(p, thread); }
+};
+
+template <typename T, int Bytes, int KT>
+struct ConvolveAndFinish {
+  static I2V_HOST_DEVICE void run(const Launch& p, int64_t thread) { convolve_frames<T, Bytes, KT, false>(p, thread); }
 };
 
 template <typename T, int Bytes, int KT>

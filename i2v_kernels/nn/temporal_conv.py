@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..ops import temporal_conv
@@ -18,6 +20,7 @@ class TemporalConv(nn.Module):
         kernel_size: ``(kt, kh, kw)``, odd.
         bias: with a bias.
         prefix, prefix_mode: class tokens before the patches, and what becomes of them; see ``i2v_kernels.temporal_conv``.
+        dilation, activation, residual: likewise; ``residual`` as in EVL's temporal convolution.
 
     Shape: ``[B, T, N, C]`` to the same; ``forward(x, grid=(H, W))``, the grid only where the kernel reaches over it.
 
@@ -34,17 +37,24 @@ class TemporalConv(nn.Module):
         bias: bool = True,
         prefix: int = 0,
         prefix_mode: str = "zero",
+        dilation: int = 1,
+        activation: str | None = None,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         conv = nn.Conv3d(channels, channels, kernel_size, groups=channels, bias=bias)
         self.weight, self.bias = conv.weight, conv.bias
-        self.prefix, self.prefix_mode = prefix, prefix_mode
+        self.options: dict[str, Any] = {
+            "prefix": prefix,
+            "prefix_mode": prefix_mode,
+            "dilation": dilation,
+            "activation": activation,
+            "residual": residual,
+        }
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        return temporal_conv(
-            x, self.weight, self.bias, grid=grid, prefix=self.prefix, prefix_mode=self.prefix_mode
-        )
+        return temporal_conv(x, self.weight, self.bias, grid=grid, **self.options)
 
     def extra_repr(self) -> str:
-        kernel = tuple(self.weight.shape[2:])
-        return f"{self.weight.shape[0]}, kernel_size={kernel}, bias={self.bias is not None}, prefix={self.prefix}"
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"{self.weight.shape[0]}, kernel_size={tuple(self.weight.shape[2:])}, bias={self.bias is not None}, {options}"

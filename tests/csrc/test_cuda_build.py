@@ -115,6 +115,17 @@ def assert_lean(code):
     assert len(wide) >= 16 and narrow <= {"LDG.E", "LDG.E.U8", "STG.E"}, narrow
 
 
+@pytest.mark.parametrize("kernel", ("8Convolve", "17ConvolveAndFinish", "8Products"))
+@pytest.mark.parametrize("mangled", ("BFloat16ELi16E", "HalfELi16E", "IfLi16E"))
+def test_convolution_moves_sixteen_bytes(sass, mangled, kernel):
+    """Three taps in time: their weights, and a thread's frames with their neighbours, are loads of their own."""
+    for code in kernels_named(sass, "temporal_conv_kernel", f"{kernel}I", f"{mangled}Li3E"):
+        accesses = [op for op in code if op.startswith(("LDG", "STG"))]
+        assert all(op.startswith(("LDG.E.128", "STG.E.128")) for op in accesses), accesses
+        assert not [op for op in code if op.startswith(("LDS", "STS", "BAR", "ATOM", "RED."))]
+        assert sum(op.startswith("LDG") for op in accesses) >= 9, accesses
+
+
 def test_nothing_spills(library, sass):
     usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", cuobjdump("-res-usage", library))
     assert len(usage) >= len(sass) > 0

@@ -85,6 +85,7 @@ def test_a_read_beyond_a_tensor_is_caught(tree, call):
         ("csrc/test_odd_shapes.py",),
         ("csrc/test_token_shift_emulated.py",),
         ("ops/test_temporal_attention_cuda.py",),
+        ("ops/test_temporal_conv_cuda.py",),
     ),
     ids=lambda selection: Path(selection[0]).stem,
 )

@@ -5,15 +5,13 @@ Run on the CPU by the kernels' emulation, and by the kernels themselves where th
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
+from emulation import device_fixture
 from test_correct import compare
 from test_temporal_attention import INFO, log_sum_exp
 
 from i2v_kernels import _extension
-from i2v_kernels.ops import base
 from i2v_kernels.ops.temporal_attention import cuda
 from i2v_kernels.testing import Sample
 
@@ -21,16 +19,7 @@ pytestmark = pytest.mark.skipif(_extension.why_no_cpu() is not None, reason=str(
 HALVES = (torch.float16, torch.bfloat16)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request, monkeypatch):
-    """On the CPU, backend="cuda" is the emulation for the length of a test."""
-    if request.param == "cuda" and _extension.why_no_cuda() is not None:
-        pytest.skip(str(_extension.why_no_cuda()))
-    if request.param == "cpu":
-        backends = base.OPS["temporal_attention"]._by_name
-        emulation = dataclasses.replace(backends["cuda"], can_run=lambda *args: cuda.limits(*args[:3]))
-        monkeypatch.setitem(backends, "cuda", emulation)
-    return request.param
+device = device_fixture("temporal_attention", lambda *args: cuda.limits(*args[:3]))
 
 
 def randn(*shape, seed=0):

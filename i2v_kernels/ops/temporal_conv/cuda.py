@@ -31,10 +31,9 @@ def limits(x: Tensor, weight: Tensor) -> str | None:
 
 
 def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, extra: Tensor | None, height: int, width: int, prefix: int,
+    out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, extra: Tensor | None, height: int, width: int, prefix: int,
     prefix_mode: str, dilation: int, activation: str = "", gradient: bool = False,
 ) -> Tensor:  # fmt: skip
-    out = empty_dense_like(x)
     taps = weight.reshape(weight.shape[0], -1).t().contiguous()  # [taps, C]: channels innermost, as in x
     number = ("", *ACTIVATIONS).index(activation)
     bias = bias if bias is None else bias.contiguous()
@@ -50,7 +49,7 @@ def forward(
     activation: str, residual: bool,
 ) -> Tensor:  # fmt: skip
     rest = (height, width, prefix, prefix_mode, dilation, activation)
-    return _convolve(x, weight, bias, x if residual else None, *rest)
+    return _convolve(empty_dense_like(x), x, weight, bias, x if residual else None, *rest)
 
 
 def backward(
@@ -62,9 +61,9 @@ def backward(
     grid = (height, width, prefix, prefix_mode, dilation)
     before = grad  # the activation
     if activation:
-        before = _convolve(x, weight, bias, grad, *grid, activation, gradient=True)
+        before = _convolve(empty_dense_like(grad), x, weight, bias, grad, *grid, activation, gradient=True)
     if wanted[0]:
-        dx = _convolve(before, weight.flip(2, 3, 4), None, grad if residual else None, *grid)
+        dx = _convolve(empty_dense_like(x), before, weight.flip(2, 3, 4), None, grad if residual else None, *grid)
     if wanted[1] or wanted[2]:
         channels, taps = weight.shape[0], weight[0].numel()
         vectors = max(1, channels * x.element_size() // 16) * weight[0, 0, 0].numel()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import checks
 from ..activations import ACTIVATIONS
-from ..base import Op, cpu_backend, empty_dense_like, reference_backend, triton_backend
-from . import reference
+from ..base import Backend, Op, cpu_backend, empty_dense_like, reference_backend, triton_backend
+from . import cuda, reference
 
 NAME = "temporal_conv"
 PREFIX_MODES = ("zero", "copy")
@@ -145,7 +145,9 @@ _OP = Op(
         reference_backend(reference.forward, differentiable=(0, 1, 2)),
         cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
+        Backend("cuda", cuda.can_run, cuda.forward, cuda.backward),
     ),
+    by_name_only={"cuda": "not yet verified on a GPU (proof step 7): ask for it by name"},
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     fake=lambda x, *_: empty_dense_like(x),
     fake_backward=_empty_grads,
