@@ -167,6 +167,15 @@ def machine(device: str) -> dict:
     }
 
 
+def save(path: Path, about: dict, rows: list[dict]) -> None:
+    """Beside the target first: no half-written file is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
+    beside.replace(path)
+    print(f"\nwritten to {path}")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -194,11 +203,7 @@ def main(argv: list[str] | None = None) -> int:
                 sample = call.to(DTYPES[dtype])
                 rows += measure(info, sample, options.device, options.seconds, not options.no_compile, options.cold)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        beside = options.json.with_suffix(".part")
-        beside.write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
-        beside.replace(options.json)
-        print(f"\nwritten to {options.json}")
+        save(options.json, about, rows)
     return 0
 
 

@@ -92,12 +92,13 @@ def gpu_tests() -> Iterator[tuple[Path, list[str]]]:
     The others are not collected at all: a machine with a GPU need not hold video decoders and model libraries.
     """
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        if "mark.gpu" not in path.read_text():
+        beside = {file.stem: file for file in path.parent.glob("*.py")}
+        helpers = [beside[name] for name in imported(path) if name in beside and not name.startswith("test_")]
+        if not any("mark.gpu" in file.read_text() for file in (path, *helpers)):
             continue
         parents = path.relative_to(ROOT).parents
         files = [path, *(conftest for p in parents if (conftest := ROOT / p / "conftest.py").exists())]
         wanted = {name for file in files for name in imported(file)}
-        beside = {file.stem for file in path.parent.iterdir()}
         yield path, sorted(n for n in wanted if n not in beside and importlib.util.find_spec(n) is None)
 
 

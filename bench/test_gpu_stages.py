@@ -49,12 +49,16 @@ def test_finds_the_files_with_gpu_tests_and_what_they_lack(tmp_path, monkeypatch
     (folder / "helpers.py").write_text("")
     (folder / "test_a.py").write_text("import torch, helpers\nfrom other_missing import x\n# pytest.mark.gpu\n")
     (folder / "test_b.py").write_text("import torch\n")
-    assert [(p.name, missing) for p, missing in gpu.gpu_tests()] == [("test_a.py", ["no_such_library", "other_missing"])]
+    (folder / "devices.py").write_text("# pytest.mark.gpu\n")
+    (folder / "test_c.py").write_text("from devices import device\n")
+    found = [(path.name, missing) for path, missing in gpu.gpu_tests()]
+    assert found == [("test_a.py", ["no_such_library", "other_missing"]), ("test_c.py", ["no_such_library"])]
 
 
 def test_every_gpu_test_file_of_this_tree_can_be_collected():
     found = dict(gpu.gpu_tests())
-    assert {"test_gpu.py", "test_token_shift_emulated.py"} <= {path.name for path in found}
+    kernels = {f"test_{name}.py" for name in ("token_shift_emulated", "temporal_attention_cuda", "temporal_conv_cuda")}
+    assert kernels | {"test_gpu.py"} <= {path.name for path in found}
     assert all(not missing for path, missing in found.items() if path.parent.name in ("ops", "csrc"))
 
 
