@@ -116,15 +116,17 @@ void add_pieces(const Scratch<accumulate_t<T>>& partial, int64_t pieces, int64_t
   }
 }
 
-// Either sum may be unwanted: an empty tensor then.
-void weight_sums_into(const Problem& p, Tensor dweight, Tensor dbias) {
+// Either sum may be unwanted: an empty tensor then. With `turned` weights p.out becomes the gradient of x on the way.
+void weight_sums_into(Problem p, Tensor dweight, Tensor dbias, const Tensor* turned) {
   const int64_t taps = p.kt * p.kh * p.kw, weights = taps * p.channels;
   const bool want_weight = dweight.numel() > 0, want_bias = dbias.numel() > 0;
   for_dtype(dweight.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = accumulate_t<T>;
-    const auto run = I2V_PICK(weight_sums, T);
-    const int64_t items = p.batch * (p.tokens - p.prefix);
+    const auto wide_taps = turned ? taps_of<T>(*turned, true) : Scratch<A>(0);
+    p.taps = wide_taps.data();
+    const auto run = turned ? I2V_PICK(backward_tokens, T) : I2V_PICK(weight_sums, T);
+    const int64_t items = p.batch * (turned ? p.tokens : p.tokens - p.prefix);
     // Summed per piece, then over the pieces in order: at most 16 MiB of partial sums.
     const int64_t most = std::clamp<int64_t>((16 << 20) / std::max<int64_t>(weights * sizeof(A), 1), 1, 64);
     const int64_t pieces = piece_count(items, p.frames * p.channels * 2 * sizeof(T), most);
@@ -165,15 +167,16 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, cons
     p.grad = View<3>(*before);
   }
   if (wanted[0]) {
+    p.out = View<3>(dx);
+    if (residual) p.with_extra = Extra::add, p.extra = View<3>(grad);
+  }
+  const bool together = wanted[0] && (wanted[1] || wanted[2]) && p.kh * p.kw == 1 && p.kt >= 3 && p.kt <= 7;
+  if (wanted[0] && !together) {
     Problem adjoint = p;
     adjoint.x = p.grad;
-    adjoint.out = View<3>(dx);
-    if (residual) adjoint.with_extra = Extra::add, adjoint.extra = View<3>(grad);
     convolve_into(adjoint, weight, std::nullopt, true);
   }
-  if (wanted[1] || wanted[2]) {
-    weight_sums_into(p, dweight, dbias);
-  }
+  if (wanted[1] || wanted[2]) weight_sums_into(p, dweight, dbias, together ? &weight : nullptr);
   return {dx, dweight, dbias};
 }
 

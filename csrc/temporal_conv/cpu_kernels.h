@@ -79,6 +79,12 @@ I2V_INLINE void convolve_row(const Problem& p, const Taps<T>& taps, const T* ext
   }
 }
 
+template <typename T>
+I2V_INLINE void prefix_row(const Problem& p, const T* from, T* out) {
+  if (p.copy_prefix) std::memcpy(static_cast<void*>(out), from, p.channels * sizeof(T));
+  else std::memset(static_cast<void*>(out), 0, p.channels * sizeof(T));
+}
+
 // Outputs number (b, n, t), or (b, t, n) where the kernel reaches over the grid, so that neighbours come soon after.
 template <typename T>
 void convolve(const Problem& p, int64_t begin, int64_t end) {
@@ -91,11 +97,8 @@ void convolve(const Problem& p, int64_t begin, int64_t end) {
     if (n >= p.prefix) {
       gather(p, b, t, n, taps);
       convolve_row(p, taps, p.with_extra != Extra::none ? row_of<const T>(p.extra, b, t, n) : nullptr, out);
-    } else if (p.copy_prefix) {
-      const View<3>& from = p.with_extra == Extra::gradient ? p.extra : p.x;
-      std::memcpy(static_cast<void*>(out), row_of<const T>(from, b, t, n), p.channels * sizeof(T));
     } else {
-      std::memset(static_cast<void*>(out), 0, p.channels * sizeof(T));
+      prefix_row(p, row_of<const T>(p.with_extra == Extra::gradient ? p.extra : p.x, b, t, n), out);
     }
   }
 }
@@ -161,5 +164,100 @@ void weight_sums(const Problem& p, int64_t begin, int64_t end, void* weight_out,
       }
       add_to(static_cast<A*>(bias_out) + c, sum, left);
     }
+  }
+}
+
+template <bool Part, typename T>
+I2V_INLINE Vec<accumulate_t<T>> load_row(const T* row, int64_t left) {
+  if constexpr (Part) return load_part(row, left);
+  else return load(row);
+}
+
+// All gradients of NV vectors of one token, in one pass over its frames. The gradients of K neighbouring frames roll through
+// registers: with the turned kernel they give the gradient of the frame in their middle, with its input they add to the weight's.
+template <int K, int NV, bool Part, typename T>
+I2V_INLINE void backward_vectors(const Problem& p, int64_t b, int64_t n, int64_t c, accumulate_t<T>* weight_sums,
+                                 accumulate_t<T>* bias_sums) {
+  using A = accumulate_t<T>;
+  constexpr int W = lanes<A>;
+  const int64_t left = p.channels - c;
+  const A* taps = static_cast<const A*>(p.taps) + c;
+  const T* grad = row_of<const T>(p.grad, b, 0, n) + c;
+  const T* x = row_of<const T>(p.x, b, 0, n) + c;
+  const T* extra = p.with_extra == Extra::add ? row_of<const T>(p.extra, b, 0, n) + c : nullptr;
+  T* out = row_of<T>(p.out, b, 0, n) + c;
+  Vec<A> window[K][NV], sum[K][NV] = {}, bias_sum[NV] = {};
+  for (int64_t residue = 0; residue < p.dilation; ++residue) {
+#pragma GCC unroll 8
+    for (int k = 0; k < K - 1; ++k) {
+      const int64_t t = residue + (k - K / 2) * p.dilation;
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v)
+        window[k][v] = t >= 0 && t < p.frames ? load_row<Part>(grad + t * p.grad.stride[1] + v * W, left) : Vec<A>{};
+    }
+    for (int64_t t = residue; t < p.frames; t += p.dilation) {
+      const int64_t last = t + K / 2 * p.dilation;
+      Vec<A> at[NV], result[NV];
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) {
+        window[K - 1][v] = last < p.frames ? load_row<Part>(grad + last * p.grad.stride[1] + v * W, left) : Vec<A>{};
+        at[v] = load_row<Part>(x + t * p.x.stride[1] + v * W, left);
+        result[v] = extra ? load_row<Part>(extra + t * p.extra.stride[1] + v * W, left) : Vec<A>{};
+        bias_sum[v] += window[K / 2][v];
+        // the next token's: too many rows at a time for the processor to foresee
+        __builtin_prefetch(grad + t * p.grad.stride[1] + p.grad.stride[2] + v * W);
+        __builtin_prefetch(x + t * p.x.stride[1] + p.x.stride[2] + v * W);
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        const int64_t from = t + (k - K / 2) * p.dilation;
+        if (from < 0 || from >= p.frames) continue;  // nothing, rather than zero times what may not be finite
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) {
+          result[v] += load_row<Part>(taps + k * p.channels + v * W, left) * window[k][v];
+          sum[k][v] += at[v] * window[k][v];
+        }
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) {
+        if constexpr (Part) store_part(out + t * p.out.stride[1], result[v], left);
+        else store_or_stream(out + t * p.out.stride[1] + v * W, result[v], p.past_cache);
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < K - 1; ++k)
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) window[k][v] = window[k + 1][v];
+    }
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < NV; ++v) {
+    if (bias_sums) add_to(bias_sums + c + v * W, bias_sum[v], left - v * W);
+#pragma GCC unroll 8
+    for (int k = 0; weight_sums && k < K; ++k) add_to(weight_sums + (K - 1 - k) * p.channels + c + v * W, sum[k][v], left - v * W);
+  }
+}
+
+template <int K, typename T>
+I2V_INLINE void backward_token(const Problem& p, int64_t b, int64_t n, accumulate_t<T>* weight_sums, accumulate_t<T>* bias_sums) {
+  constexpr int W = lanes<accumulate_t<T>>, NV = K == 3 ? 2 : 1;  // what the registers hold
+  int64_t c = 0;
+  for (; c + NV * W <= p.channels; c += NV * W) backward_vectors<K, NV, false, T>(p, b, n, c, weight_sums, bias_sums);
+  for (; c + W <= p.channels; c += W) backward_vectors<K, 1, false, T>(p, b, n, c, weight_sums, bias_sums);
+  if (c < p.channels) backward_vectors<K, 1, true, T>(p, b, n, c, weight_sums, bias_sums);
+}
+
+// p.out = the gradient of x for the tokens [begin, end) of all frames, and their share is added to the sums [kt, C] and [C]; for
+// kernels of 3, 5 or 7 frames that do not reach over the grid.
+template <typename T>
+void backward_tokens(const Problem& p, int64_t begin, int64_t end, void* weight_out, void* bias_out) {
+  using A = accumulate_t<T>;
+  A *weight_sums = static_cast<A*>(weight_out), *bias_sums = static_cast<A*>(bias_out);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t b = item / p.tokens, n = item % p.tokens;
+    if (n < p.prefix)
+      for (int64_t t = 0; t < p.frames; ++t) prefix_row(p, row_of<const T>(p.grad, b, t, n), row_of<T>(p.out, b, t, n));
+    else if (p.kt == 3) backward_token<3, T>(p, b, n, weight_sums, bias_sums);
+    else if (p.kt == 5) backward_token<5, T>(p, b, n, weight_sums, bias_sums);
+    else backward_token<7, T>(p, b, n, weight_sums, bias_sums);
   }
 }
