@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="ViT-B-16")
     parser.add_argument("--clips", type=int, help="clips a call; 1 on a CPU, 32 on a GPU")
     parser.add_argument("--dtype", choices=list(DTYPES), action="append", help="only this dtype")
-    parser.add_argument("--seconds", type=float, default=120.0, help="measuring time per dtype")
+    parser.add_argument("--seconds", type=float, default=60.0, help="measuring time per dtype")
     parser.add_argument("--json", type=Path, help="write every figure here")
     options = parser.parse_args(argv)
     about = machine(options.device)

@@ -85,6 +85,15 @@ def test_temporal_conv(dtype):
         check(i2v.temporal_conv, tensors, {"grid": (3, 4), "prefix": 1, "prefix_mode": mode}, dtype)
 
 
+@pytest.mark.parametrize("activation", [None, "gelu", "quick_gelu", "silu"])  # relu has a step where rounding decides
+def test_temporal_conv_activation_residual_dilation(dtype, activation):
+    torch.manual_seed(0)
+    for kt, channels, dilation in itertools.product((3, 5, 7), (7, 65, 130), (1, 2)):
+        tensors = (torch.randn(2, 6, 5, channels), torch.randn(channels, 1, kt, 1, 1), torch.randn(channels))
+        options = {"prefix": 1, "activation": activation, "residual": kt != 5, "dilation": dilation}
+        check(i2v.temporal_conv, tensors, options, dtype)
+
+
 def test_temporal_conv_at_its_limits(dtype):
     tensors = (torch.randn(1, 4, 12, 17), torch.randn(17, 1, 7, 7, 7), torch.randn(17))
     check(i2v.temporal_conv, tensors, {"grid": (3, 4)}, dtype)
