@@ -1,7 +1,8 @@
 """``python -m bench``: every op beside its peers, forward and forward+backward, as ratios from one process.
 
-The table says for each op, dtype and mode: this package's median time with its spread, the bandwidth it reaches as a share
-of a measured copy of as many bytes, how many times faster it is than the best eager and the best compiled peer, and the most
+The table says for each op, dtype and mode: this package's median time with its spread; the floor of a forward call, which is
+the longer of a copy of as many bytes and of as many operations in a large library product, both measured, as a share of
+that time; how many times faster it is than the best eager and the best compiled peer, and the most
 memory that it has at a time besides its arguments, beside the leanest eager peer's. A peer that gives other numbers than
 the definition stops the run.
 """
@@ -25,7 +26,7 @@ from torch import Tensor
 import i2v_kernels as i2v
 from i2v_kernels.testing import OPINFOS, OpInfo, Sample
 
-from .measure import TUNABLES, copy_ceiling, interleaved
+from .measure import TUNABLES, copy_ceiling, interleaved, product_ceiling
 from .memory import kept_for_backward, peak
 from .peers import GPU_PEERS, PEERS
 
@@ -90,7 +91,8 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
     with torch.no_grad():
         check(info, sample, functions)
         grad = torch.randn_like(info.op(*sample.args, **sample.kwargs))
-    ceiling = copy_ceiling(info.traffic(sample), device)
+    copy, product = copy_ceiling(info.traffic(sample), device), product_ceiling(sample.args[0].dtype, device)
+    floor = 1e3 * max(info.traffic(sample) / copy, info.flops(sample) / product)
     rows = []
     for mode in MODES:
         run = forward if mode == "forward" else partial(forward_backward, grad=grad)
@@ -107,8 +109,9 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
                 "mode": mode,
                 "backend": i2v.explain(info.op, *sample.args, **sample.kwargs).backend,
                 "ms": vars(ours),
-                "copy_gb_per_s": ceiling / 1e9,
-                "share_of_copy": info.traffic(sample) / ours.median * 1e3 / ceiling if mode == "forward" else None,
+                "copy_gb_per_s": copy / 1e9,
+                "product_gflop_per_s": product / 1e9,
+                "floor_ms": floor if mode == "forward" else None,
                 "peak_mib": peaks,
                 "kept_mib": kept,
                 "peers_ms": {name: vars(timing) for name, timing in timings.items()},
@@ -135,17 +138,18 @@ def memory(row: dict) -> str:
 
 
 HEADER = (
-    f"{'op':<19}{'call':<43}{'dtype':<10}{'mode':<18}{'ms (20-80 %)':<22}{'of copy':<9}{'best eager':<22}{'best compiled':<22}"
+    f"{'op':<19}{'call':<43}{'dtype':<10}{'mode':<18}{'ms (20-80 %)':<22}{'floor':<9}{'best eager':<22}{'best compiled':<22}"
     "peak MiB"
 )
 
 
 def line(row: dict) -> str:
-    ms, share = row["ms"], row["share_of_copy"]
+    ms, floor = row["ms"], row["floor_ms"]
     spread = f"{ms['median']:.2f} ({ms['low']:.2f}-{ms['high']:.2f})"
     return (
         f"{row['op']:<19}{row['sample']:<43}{row['dtype']:<10}{row['mode']:<18}{spread:<22}"
-        f"{'' if share is None else f'{share:.0%}':<9}{best(row, False):<22}{best(row, True):<22}{memory(row)}"
+        f"{'' if floor is None else format(floor / ms['median'], '.0%'):<9}"
+        f"{best(row, False):<22}{best(row, True):<22}{memory(row)}"
     )
 
 

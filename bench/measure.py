@@ -67,6 +67,15 @@ def copy_ceiling(traffic: int, device: str, seconds: float = 1.0) -> float:
     return 2 * source.numel() / timing.median * 1e3
 
 
+def product_ceiling(dtype: torch.dtype, device: str, seconds: float = 1.0) -> float:
+    """Floating-point operations per second of a large product by the library: what an op made of products can reach."""
+    rows, size = (4096, 1024) if device == "cpu" else (32768, 8192)
+    a, b = torch.ones(rows, size, dtype=dtype, device=device), torch.ones(size, size, dtype=dtype, device=device)
+    out = torch.empty_like(a)
+    timing = interleaved({"product": lambda: torch.mm(a, b, out=out)}, device, seconds)["product"]
+    return 2 * rows * size * size / timing.median * 1e3
+
+
 def _keep_freed_memory() -> None:
     """Have glibc give no freed memory back: page faults at the next call's output would cost more than any op here. See also
     ``TUNABLES``.

@@ -77,6 +77,9 @@ Scratch<accumulate_t<T>> widened(const Tensor& t) {
   return out;
 }
 
+// Whether the frames of a token roll through registers: the kernels that are compiled so.
+bool rolls(const Problem& p) { return p.kh * p.kw == 1 && (p.kt == 3 || p.kt == 5 || p.kt == 7); }
+
 // p.out = the convolution of p.x, or its adjoint.
 void convolve_into(Problem p, const Tensor& weight, const std::optional<Tensor>& bias, bool adjoint) {
   for_dtype(weight.scalar_type(), [&](auto* type) {
@@ -85,9 +88,9 @@ void convolve_into(Problem p, const Tensor& weight, const std::optional<Tensor>&
     const auto wide_bias = bias ? widened<T>(*bias) : Scratch<accumulate_t<T>>(0);
     p.taps = wide_taps.data();
     p.bias = bias ? wide_bias.data() : nullptr;
-    const auto run = I2V_PICK(convolve, T);
-    const int64_t rows = p.batch * p.tokens * p.frames;
-    for_pieces(rows, piece_count(rows, p.channels * 2 * sizeof(T)),
+    const auto run = rolls(p) ? I2V_PICK(convolve_tokens, T) : I2V_PICK(convolve, T);
+    const int64_t items = p.batch * p.tokens * (rolls(p) ? 1 : p.frames);
+    for_pieces(items, piece_count(items, 2 * p.batch * p.tokens * p.frames * p.channels * sizeof(T) / std::max<int64_t>(items, 1)),
                [&](int64_t, int64_t begin, int64_t end) { run(p, begin, end); });
   });
 }
@@ -170,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, cons
     p.out = View<3>(dx);
     if (residual) p.with_extra = Extra::add, p.extra = View<3>(grad);
   }
-  const bool together = wanted[0] && (wanted[1] || wanted[2]) && p.kh * p.kw == 1 && p.kt >= 3 && p.kt <= 7;
+  const bool together = wanted[0] && (wanted[1] || wanted[2]) && rolls(p);
   if (wanted[0] && !together) {
     Problem adjoint = p;
     adjoint.x = p.grad;

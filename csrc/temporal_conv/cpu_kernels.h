@@ -1,5 +1,4 @@
-// Depthwise: channels lie in the vector's lanes, and each weight is a vector loaded beside the tokens it meets. A worker goes
-// through the frames of one token, so that the kt rows an output needs are still in its first-level cache.
+// Depthwise: channels lie in the vector's lanes, and each weight is a vector loaded beside the tokens it meets.
 // Included by for_each_isa.h inside the namespace of an instruction set.
 #include "../common/vec_activation.h"
 
@@ -103,6 +102,88 @@ void convolve(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
+template <bool Part, typename T>
+I2V_INLINE Vec<accumulate_t<T>> load_row(const T* row, int64_t left) {
+  if constexpr (Part) return load_part(row, left);
+  else return load(row);
+}
+
+// NV vectors of one token, in one pass over its frames: K neighbouring frames roll through registers, so each is read once.
+template <int K, int NV, bool Part, typename T>
+I2V_INLINE void roll_vectors(const Problem& p, int64_t b, int64_t n, int64_t c) {
+  using A = accumulate_t<T>;
+  constexpr int W = lanes<A>;
+  const int64_t left = p.channels - c;
+  const A *taps = static_cast<const A*>(p.taps) + c, *bias = p.bias ? static_cast<const A*>(p.bias) + c : nullptr;
+  const T* x = row_of<const T>(p.x, b, 0, n) + c;
+  const T* extra = p.with_extra != Extra::none ? row_of<const T>(p.extra, b, 0, n) + c : nullptr;
+  T* out = row_of<T>(p.out, b, 0, n) + c;
+  Vec<A> window[K][NV];
+  for (int64_t residue = 0; residue < p.dilation; ++residue) {
+#pragma GCC unroll 8
+    for (int k = 0; k < K - 1; ++k) {
+      const int64_t t = residue + (k - K / 2) * p.dilation;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+        window[k][v] = t >= 0 && t < p.frames ? load_row<Part>(x + t * p.x.stride[1] + v * W, left) : Vec<A>{};
+    }
+    for (int64_t t = residue; t < p.frames; t += p.dilation) {
+      const int64_t last = t + K / 2 * p.dilation;
+      Vec<A> sum[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        window[K - 1][v] = last < p.frames ? load_row<Part>(x + last * p.x.stride[1] + v * W, left) : Vec<A>{};
+        sum[v] = bias ? load_row<Part>(bias + v * W, left) : Vec<A>{};
+        // the next token's: too many rows at a time for the processor to foresee
+        __builtin_prefetch(x + t * p.x.stride[1] + p.x.stride[2] + v * W);
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        const int64_t from = t + (k - K / 2) * p.dilation;
+        if (from < 0 || from >= p.frames) continue;  // nothing, rather than zero times what may not be finite
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sum[v] += load_row<Part>(taps + k * p.channels + v * W, left) * window[k][v];
+      }
+      const T* more = extra ? extra + t * p.extra.stride[1] : nullptr;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const Vec<A> e = more ? load_row<Part>(more + v * W, left) : Vec<A>{};
+        if (p.activation != Activation::none) sum[v] = finish<A>(p, sum[v], e);
+        else if (more) sum[v] += e;
+        if constexpr (Part) store_part(out + t * p.out.stride[1], sum[v], left);
+        else store_or_stream(out + t * p.out.stride[1] + v * W, sum[v], p.past_cache);
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < K - 1; ++k)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) window[k][v] = window[k + 1][v];
+    }
+  }
+}
+
+template <int K, typename T>
+I2V_INLINE void roll_token(const Problem& p, int64_t b, int64_t n) {
+  constexpr int W = lanes<accumulate_t<T>>, NV = K == 3 ? 4 : 2;  // what the registers hold
+  int64_t c = 0;
+  for (; c + NV * W <= p.channels; c += NV * W) roll_vectors<K, NV, false, T>(p, b, n, c);
+  for (; c + W <= p.channels; c += W) roll_vectors<K, 1, false, T>(p, b, n, c);
+  if (c < p.channels) roll_vectors<K, 1, true, T>(p, b, n, c);
+}
+
+// The tokens [begin, end) of all frames, for kernels of 3, 5 or 7 frames that do not reach over the grid.
+template <typename T>
+void convolve_tokens(const Problem& p, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t b = item / p.tokens, n = item % p.tokens;
+    const View<3>& from = p.with_extra == Extra::gradient ? p.extra : p.x;
+    if (n < p.prefix)
+      for (int64_t t = 0; t < p.frames; ++t) prefix_row(p, row_of<const T>(from, b, t, n), row_of<T>(p.out, b, t, n));
+    else if (p.kt == 3) roll_token<3, T>(p, b, n);
+    else if (p.kt == 5) roll_token<5, T>(p, b, n);
+    else roll_token<7, T>(p, b, n);
+  }
+}
+
 template <typename A>
 I2V_INLINE void add_to(A* sums, Vec<A> x, int64_t count) {
   if (count >= lanes<A>) store<A>(sums, load(sums) + x);
@@ -165,12 +246,6 @@ void weight_sums(const Problem& p, int64_t begin, int64_t end, void* weight_out,
       add_to(static_cast<A*>(bias_out) + c, sum, left);
     }
   }
-}
-
-template <bool Part, typename T>
-I2V_INLINE Vec<accumulate_t<T>> load_row(const T* row, int64_t left) {
-  if constexpr (Part) return load_part(row, left);
-  else return load(row);
 }
 
 // All gradients of NV vectors of one token, in one pass over its frames. The gradients of K neighbouring frames roll through
