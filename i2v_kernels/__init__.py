@@ -2,7 +2,7 @@
 
 from . import _extension
 from .explain import Explanation, explain
-from .ops import bottleneck_adapter, lora_linear, st_adapter, temporal_attention, temporal_conv, token_shift
+from .ops import bottleneck_adapter, lora_linear, st_adapter, temporal_attention, temporal_conv, token_shift, token_shift_
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "temporal_attention",
     "temporal_conv",
     "token_shift",
+    "token_shift_",
 ]
 
 _extension.load()

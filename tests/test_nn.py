@@ -43,6 +43,37 @@ def test_zeroi2v_reads_previous_then_next_and_keeps_its_own_at_the_ends():
     assert torch.equal(out[:, :-1, :, 2:4], X[:, 1:, :, 2:4]) and torch.equal(out[:, -1, :, 2:4], X[:, -1, :, 2:4])
 
 
+@pytest.mark.parametrize("tokens", [50, 197, 14])
+@pytest.mark.parametrize("grad", [False, True])
+def test_ts2net_moves_whole_tokens_both_ways(tokens, grad):
+    x = torch.randn(2, 5, tokens, 6, requires_grad=grad)
+    want, step = x.clone(), tokens // 7
+    want[:, 1:, 1::step] = x[:, :-1, 1::step]
+    want[:, :-1, 4::step] = x[:, 1:, 4::step]
+    before = x.detach().clone()
+    got = nn.TS2NetShift()(x)
+    assert torch.equal(got, want) and torch.equal(x.detach(), before)
+    if grad:
+        weight = torch.randn_like(x)
+        assert torch.equal(*(torch.autograd.grad((out * weight).sum(), x)[0] for out in (got, want)))
+
+
+def test_ts2net_refuses_tokens_that_would_move_twice():
+    with pytest.raises(ValueError, match="n_div=7 leaves no two sets of tokens apart among N=21"):
+        nn.TS2NetShift()(torch.randn(1, 2, 21, 4))
+
+
+def test_token_t1d_begins_as_tokshift_and_learns():
+    module = nn.TokenT1D(24)
+    assert torch.equal(module(X), nn.TokenShift.tokshift(24)(X))
+    assert {name: tuple(p.shape) for name, p in module.named_parameters()} == {"conv.weight": (24, 1, 3)}
+    module(X).square().sum().backward()
+    class_tokens = X[:, :, 0].transpose(1, 2).clone()
+    weight = module.conv.weight.detach().clone().requires_grad_()
+    torch.nn.functional.conv1d(class_tokens, weight, padding=1, groups=24).square().sum().backward()
+    torch.testing.assert_close(module.conv.weight.grad, weight.grad)
+
+
 def test_shift_refuses_a_fold_that_is_none():
     with pytest.raises(ValueError, match="n_div=8"):
         nn.TokenShift.tsm(4)

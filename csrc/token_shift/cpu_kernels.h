@@ -1,4 +1,4 @@
-// Copies: every output element is one input element (or zero), so the cost is the memory traffic, and output that will not
+// Copies: without a residual every output element is one input element (or zero), so the cost is the memory traffic, and output that will not
 // fit the cache is written past it. Included by for_each_isa.h inside the namespace of an instruction set.
 
 template <typename T>
@@ -28,14 +28,14 @@ I2V_INLINE void copy_run(T* to, const T* from, int64_t count, bool past_cache) {
   }
 }
 
-// to = the sum of `frames` frames of `from`: of those that read this one.
+// to = the sum of `frames` frames of `from`, of those that read this one, and of `more` if it is given.
 template <typename T>
-I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t frames, int64_t count) {
+I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t frames, const T* more, int64_t count) {
   using A = accumulate_t<T>;
   constexpr int W = lanes<A>;
   for (int64_t c = 0; c < count; c += W) {
     const int64_t left = count - c;
-    Vec<A> sum = {};
+    Vec<A> sum = more == nullptr ? Vec<A>{} : left >= W ? load(more + c) : load_part(more + c, left);
     for (int64_t t = 0; t < frames; ++t) {
       const T* row = from + t * stride + c;
       sum += left >= W ? load(row) : load_part(row, left);
@@ -48,14 +48,16 @@ I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t frames, in
 template <typename T>
 I2V_INLINE void shift_row(const Problem& p, int64_t b, int64_t t, int64_t n, bool past_cache) {
   T* out = row_of<T>(p.out, b, t, n);
-  if (n < p.start || n >= p.stop) {
-    copy_run(out, row_of<const T>(p.x, b, t, n), p.channels, past_cache);
+  const T* own = row_of<const T>(p.x, b, t, n);
+  if (n < p.start || n >= p.stop || (p.step > 1 && (n - p.start) % p.step != 0)) {
+    if (p.residual) sum_run(out, own, 0, 1, own, p.channels);
+    else copy_run(out, own, p.channels, past_cache);
     return;
   }
   for (const Run* run = p.runs + t * p.run_count; run != p.runs + (t + 1) * p.run_count; ++run) {
     const T* from = row_of<const T>(p.x, b, run->from, n) + run->first;
-    if (run->frames == 1) copy_run(out + run->first, from, run->count, past_cache);
-    else sum_run(out + run->first, from, p.x.stride[1], run->frames, run->count);
+    if (run->frames == 1 && !p.residual) copy_run(out + run->first, from, run->count, past_cache);
+    else sum_run(out + run->first, from, p.x.stride[1], run->frames, p.residual ? own + run->first : nullptr, run->count);
   }
 }
 
@@ -88,6 +90,42 @@ void shift_blocks(const Problem& p, int64_t begin, int64_t end) {
       for (int64_t n = first; n < last; ++n) {
         if (t + 2 < p.frames) fetch_row<T>(p, b, t + 2, n);
         shift_row<T>(p, b, t, n, i % 16 >= p.kept);
+      }
+    }
+  }
+}
+
+template <typename T>
+I2V_INLINE void move_run(const Problem& p, int64_t b, int64_t n, int64_t to, int64_t from, int64_t first, int64_t count) {
+  T* out = row_of<T>(p.out, b, to, n) + first;
+  if (from < 0) std::memset(static_cast<void*>(out), 0, count * sizeof(T));
+  else if (from != to) std::memcpy(static_cast<void*>(out), row_of<const T>(p.out, b, from, n) + first, count * sizeof(T));
+}
+
+// In place: the shifted tokens number [begin, end), all frames of each, walked so that none is written before it was read.
+template <typename T>
+void shift_in_place(const Problem& p, int64_t begin, int64_t end) {
+  const int64_t tokens = (p.stop - p.start + p.step - 1) / p.step, frames = p.frames;
+  std::vector<char> saved(p.padding == shift::wrap ? p.channels * sizeof(T) : 0);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t b = i / tokens, n = p.start + i % tokens * p.step;
+    for (int64_t g = 0; g + 1 < p.run_count; ++g) {
+      const int64_t first = p.runs[g].first, count = p.runs[g].count, offset = p.offsets[g];
+      if (offset == 0 || count == 0) continue;
+      if (p.padding != shift::wrap) {
+        for (int64_t s = 0; s < frames; ++s) {
+          const int64_t t = offset > 0 ? frames - 1 - s : s;
+          move_run<T>(p, b, n, t, shift::source_frame(t, offset, frames, p.padding), first, count);
+        }
+        continue;
+      }
+      // A rotation: frame t takes that of t - offset, and the one that a cycle began with is kept for its end.
+      for (int64_t start = 0; start < std::gcd(offset, frames); ++start) {
+        std::memcpy(saved.data(), row_of<const T>(p.out, b, start, n) + first, count * sizeof(T));
+        int64_t t = start;
+        for (int64_t from; (from = shift::source_frame(t, offset, frames, p.padding)) != start; t = from)
+          move_run<T>(p, b, n, t, from, first, count);
+        std::memcpy(static_cast<void*>(row_of<T>(p.out, b, t, n) + first), saved.data(), count * sizeof(T));
       }
     }
   }

@@ -23,12 +23,13 @@ struct Launch {
   const char* x;
   char* out;
   int64_t x_stride[3], out_stride[3];
-  int64_t frames, chunks, tokens, vectors, start, stop;  // a chunk is the frames of one thread
+  int64_t frames, chunks, tokens, vectors, start, stop, step;  // a chunk is the frames of one thread
   int64_t threads, blocks;                               // threads that have work, and the blocks that hold them
   Group groups[max_groups];
   Padding padding;
   int vector_bytes;
-  bool sums;  // the adjoint of "edge": several frames are added into one
+  bool readers;   // the adjoint of "edge": the frames that read one are added into it
+  bool residual;  // x is added
 };
 
 // Vectors come first, then tokens: a warp's accesses are neighbours in memory.
@@ -51,7 +52,8 @@ I2V_HOST_DEVICE int64_t offset_of(const Launch& p, const Position& at) {
 #pragma unroll
   for (int g = max_groups - 1; g >= 0; --g)
     if (at.vector < p.groups[g].stop) offset = p.groups[g].offset;
-  return at.token >= p.start && at.token < p.stop ? offset : 0;
+  const bool shifted = at.token >= p.start && at.token < p.stop && (p.step == 1 || (at.token - p.start) % p.step == 0);
+  return shifted ? offset : 0;
 }
 
 template <typename T>
@@ -78,8 +80,22 @@ I2V_HOST_DEVICE void copy_frames(const Launch& p, int64_t thread) {
     if (at.frame + i < p.frames) *reinterpret_cast<Vector<T, Bytes>*>(out + (at.frame + i) * p.out_stride[1]) = row[i];
 }
 
-// The same where each output frame is the sum of the frames that read it, T being the element's type. All but the clip's first
-// and last frame have at most one reader, so the first readers of all frames are loaded before any others.
+// The frames [first, last) that are added into frame t.
+I2V_HOST_DEVICE void frames_of(const Launch& p, int64_t t, int64_t offset, int64_t& first, int64_t& last) {
+  if (p.readers) return edge_readers(t, offset, p.frames, first, last);
+  first = source_frame(t, offset, p.frames, p.padding);
+  last = first < 0 ? first : first + 1;
+}
+
+template <typename T, int Bytes>
+I2V_HOST_DEVICE void add(typename Sum<T>::type* sum, const char* from) {
+  const auto more = *reinterpret_cast<const Vector<T, Bytes>*>(from);
+#pragma unroll
+  for (int c = 0; c < Bytes / static_cast<int>(sizeof(T)); ++c) sum[c] += static_cast<typename Sum<T>::type>(more.value[c]);
+}
+
+// The same where an output frame is a sum, T being the element's type: of the frames that read it, of its own with a residual. All
+// but the clip's first and last frame have at most one reader, so the first ones of all frames are loaded before any others.
 template <typename T, int Bytes>
 I2V_HOST_DEVICE void sum_frames(const Launch& p, int64_t thread) {
   if (thread >= p.threads) return;
@@ -93,21 +109,18 @@ I2V_HOST_DEVICE void sum_frames(const Launch& p, int64_t thread) {
 #pragma unroll
   for (int i = 0; i < frames_per_thread; ++i) {
     first[i] = last[i] = 0;
-    if (at.frame + i < p.frames) edge_readers(at.frame + i, offset, p.frames, first[i], last[i]);
+    if (at.frame + i < p.frames) frames_of(p, at.frame + i, offset, first[i], last[i]);
     row[i] = first[i] == last[i] ? Vector<T, Bytes>{}
                                  : *reinterpret_cast<const Vector<T, Bytes>*>(x + first[i] * p.x_stride[1]);
   }
 #pragma unroll
   for (int i = 0; i < frames_per_thread; ++i) {
-    if (last[i] - first[i] > 1) {
+    if (at.frame + i < p.frames && (p.residual || last[i] - first[i] > 1)) {
       typename Sum<T>::type sum[lanes];
 #pragma unroll
       for (int c = 0; c < lanes; ++c) sum[c] = row[i].value[c];
-      for (int64_t t = first[i] + 1; t < last[i]; ++t) {
-        const auto more = *reinterpret_cast<const Vector<T, Bytes>*>(x + t * p.x_stride[1]);
-#pragma unroll
-        for (int c = 0; c < lanes; ++c) sum[c] += static_cast<typename Sum<T>::type>(more.value[c]);
-      }
+      for (int64_t t = first[i] + 1; t < last[i]; ++t) add<T, Bytes>(sum, x + t * p.x_stride[1]);
+      if (p.residual) add<T, Bytes>(sum, x + (at.frame + i) * p.x_stride[1]);
 #pragma unroll
       for (int c = 0; c < lanes; ++c) row[i].value[c] = static_cast<T>(sum[c]);
     }
@@ -125,7 +138,8 @@ inline int common_width(const std::vector<int64_t>& bytes) {
 
 // Checks the arguments and describes the launch.
 inline Launch describe(const Tensor& x, const Tensor& out, const std::vector<int64_t>& channels,
-                       const std::vector<int64_t>& offsets, int64_t padding, int64_t start, int64_t stop, bool adjoint) {
+                       const std::vector<int64_t>& offsets, int64_t padding, int64_t start, int64_t stop, int64_t step,
+                       bool residual, bool adjoint) {
   STD_TORCH_CHECK(x.dim() == 4, "token_shift: x must be [B, T, N, C]");
   STD_TORCH_CHECK(channels.size() == offsets.size(), "token_shift: as many offsets as channels are needed");
   STD_TORCH_CHECK(channels.size() <= max_groups, "token_shift: ", channels.size(), " groups, at most ", max_groups, " fit");
@@ -136,9 +150,11 @@ inline Launch describe(const Tensor& x, const Tensor& out, const std::vector<int
   p.x = static_cast<const char*>(x.data_ptr());
   p.out = static_cast<char*>(out.data_ptr());
   p.frames = x.size(1), p.tokens = x.size(2);
-  p.start = start, p.stop = stop;
+  STD_TORCH_CHECK(step >= 1, "token_shift: step ", step, " is below 1");
+  p.start = start, p.stop = stop, p.step = step;
   p.padding = static_cast<Padding>(padding);
-  p.sums = adjoint && p.padding == edge;
+  p.readers = adjoint && p.padding == edge;
+  p.residual = residual;
   const int64_t size = x.element_size();
   std::vector<int64_t> bytes{reinterpret_cast<int64_t>(p.x), reinterpret_cast<int64_t>(p.out), x.size(3) * size};
   for (int i = 0; i < 3; ++i) {
@@ -149,11 +165,11 @@ inline Launch describe(const Tensor& x, const Tensor& out, const std::vector<int
   for (size_t i = 0; i < channels.size(); ++i) {
     bytes.push_back((end += channels[i] > 0 ? channels[i] : 0) * size);
     const int64_t offset = normal_offset(offsets[i], p.frames, p.padding);
-    p.groups[i] = {end * size, adjoint && !p.sums ? -offset : offset};
+    p.groups[i] = {end * size, adjoint && !p.readers ? -offset : offset};
   }
   STD_TORCH_CHECK(end <= x.size(3), "token_shift: the groups name ", end, " of ", x.size(3), " channels");
   p.vector_bytes = common_width(bytes);
-  if (p.sums && p.vector_bytes < widest) p.vector_bytes = static_cast<int>(size);  // rare: no kernels of its own
+  if ((p.readers || p.residual) && p.vector_bytes < widest) p.vector_bytes = static_cast<int>(size);  // rare: no kernels of its own
   p.vectors = x.size(3) * size / p.vector_bytes;
   for (Group& group : p.groups) group.stop /= p.vector_bytes;
   p.chunks = (p.frames + frames_per_thread - 1) / frames_per_thread;
@@ -178,7 +194,7 @@ void for_thread(const Launch& p, ScalarType dtype, const Body& body) {
   using torch::headeronly::BFloat16;
   using torch::headeronly::Half;
   const bool wide = p.vector_bytes == widest;
-  if (!p.sums) {
+  if (!p.readers && !p.residual) {
     switch (p.vector_bytes) {
       case 16: return body(Copy<uint32_t, 16>{});
       case 8: return body(Copy<uint32_t, 8>{});

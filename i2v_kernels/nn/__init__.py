@@ -6,15 +6,17 @@ from .lora_linear import LoRALinear, merge_lora, unmerge_lora
 from .st_adapter import STAdapter
 from .temporal_attention import TemporalAttention
 from .temporal_conv import TemporalConv
-from .token_shift import TokenShift
+from .token_shift import TokenShift, TokenT1D, TS2NetShift
 
 __all__ = [
     "BottleneckAdapter",
     "LoRALinear",
     "STAdapter",
+    "TS2NetShift",
     "TemporalAttention",
     "TemporalConv",
     "TokenShift",
+    "TokenT1D",
     "functional",
     "merge_lora",
     "unmerge_lora",

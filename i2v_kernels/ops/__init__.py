@@ -3,6 +3,14 @@ from .lora_linear import lora_linear
 from .st_adapter import st_adapter
 from .temporal_attention import temporal_attention
 from .temporal_conv import temporal_conv
-from .token_shift import token_shift
+from .token_shift import token_shift, token_shift_
 
-__all__ = ["bottleneck_adapter", "lora_linear", "st_adapter", "temporal_attention", "temporal_conv", "token_shift"]
+__all__ = [
+    "bottleneck_adapter",
+    "lora_linear",
+    "st_adapter",
+    "temporal_attention",
+    "temporal_conv",
+    "token_shift",
+    "token_shift_",
+]

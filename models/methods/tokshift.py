@@ -30,8 +30,11 @@ class TokShift(Method):
         """``x [B*T, L, C]``."""
         if not self.kernels:
             return plain.shift_class_token(x, frames, self.fold)
-        groups = ((self.fold, -1), (self.fold, 1))
-        return i2v.token_shift(by_clip(x, frames), groups, tokens=(0, 1)).flatten(0, 1)
+        groups, clips = ((self.fold, -1), (self.fold, 1)), by_clip(x, frames)
+        if x.requires_grad:
+            return i2v.token_shift(clips, groups, tokens=(0, 1)).flatten(0, 1)
+        i2v.token_shift_(clips, groups, tokens=(0, 1))  # a view: the class token alone is written
+        return x
 
     def block(self, index: int, block: Block, x: Tensor, frames: int) -> Tensor:
         x = self.shift(x, frames)

@@ -60,8 +60,8 @@ def test_the_sanitized_extension_is_the_one_loaded(tree):
 @pytest.mark.parametrize(
     "call",
     (
-        "i2v_kernels.token_shift(lying, [2], [1], 'zeros', 0, 3, 'cpu')",
-        "i2v_kernels_C.token_shift(lying, torch.empty(1, 5, 3, 8), [2], [1], 0, 0, 3, False)",
+        "i2v_kernels.token_shift(lying, [2], [1], 'zeros', 0, 3, 1, False, 'cpu')",
+        "i2v_kernels_C.token_shift(lying, torch.empty(1, 5, 3, 8), [2], [1], 0, 0, 3, 1, False, False)",
     ),
     ids=("cpu", "emulated"),
 )

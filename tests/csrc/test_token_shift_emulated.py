@@ -52,12 +52,12 @@ def guarded(shape, dtype, device, order=(0, 1, 2, 3), shift=0, pad=0):
     return storage.as_strided(shape, strides, shift), storage
 
 
-def check(x, out, storage, groups, padding, tokens, adjoint):
+def check(x, out, storage, groups, padding, tokens, adjoint, step=1, residual=False):
     channels, offsets = [g[0] for g in groups], [g[1] for g in groups]
     definition = reference.adjoint if adjoint else reference.forward
-    wanted = definition(x.double(), channels, offsets, padding, *tokens)
-    launch(x, out, channels, offsets, PADDINGS.index(padding), *tokens, adjoint)
-    if adjoint and padding == "edge":
+    wanted = definition(x.double(), channels, offsets, padding, *tokens, step, residual)
+    launch(x, out, channels, offsets, PADDINGS.index(padding), *tokens, step, residual, adjoint)
+    if residual or (adjoint and padding == "edge"):
         torch.testing.assert_close(out.double(), wanted, rtol=EPS[x.dtype], atol=EPS[x.dtype])
     else:
         assert torch.equal(out.double(), wanted)
@@ -79,7 +79,8 @@ def test_matches_the_definition(padding, adjoint, dtype, device):
     for groups, frames, tokens in itertools.product(groupings, (1, 2, 3, 4, 5, 8, 13), ((0, 5), (1, 4), (2, 2))):
         shape = (2, frames, 5, 64)
         x = torch.randn(shape, dtype=dtype, device=device)
-        check(x, *guarded(shape, dtype, device), groups, padding, tokens, adjoint)
+        for step, residual in ((1, False), (1, True), (2, False), (3, True)):
+            check(x, *guarded(shape, dtype, device), groups, padding, tokens, adjoint, step, residual)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -103,7 +104,7 @@ def test_any_strides_and_addresses(adjoint, dtype, device):
 def test_empty(shape, device):
     x = torch.randn(shape, device=device)
     for padding, adjoint in itertools.product(range(3), (False, True)):
-        launch(x, torch.empty_like(x), [], [], padding, 0, shape[2], adjoint)
+        launch(x, torch.empty_like(x), [], [], padding, 0, shape[2], 1, adjoint, adjoint)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -136,4 +137,4 @@ def test_narrower_where_a_boundary_asks_for_it():
 def test_refuses(arguments, message, device):
     x = torch.randn(1, 2, 3, 8, device=device)
     with pytest.raises(RuntimeError, match=message):
-        launch(x, torch.empty_like(x), *arguments, 0, 3, False)
+        launch(x, torch.empty_like(x), *arguments, 0, 3, 1, False, False)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_correct import compare, run
 from test_temporal_attention import log_sum_exp
+from test_token_shift_in_place import device, test_any_frames_offset_and_stride, test_in_place  # noqa: F401
 
 from i2v_kernels.ops.base import OPS
 from i2v_kernels.testing import OPINFOS, Sample

@@ -22,7 +22,8 @@ def token_shift(
     groups: Sequence[tuple[int, int]],
     *,
     padding: str = "zeros",
-    tokens: tuple[int, int] | None = None,
+    tokens: tuple[int, ...] | None = None,
+    residual: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Groups of channels taken from neighbouring frames.
@@ -34,44 +35,55 @@ def token_shift(
         x: ``[B, T, N, C]``, float64, float32, bfloat16 or float16, last stride 1.
         groups: ``(channels, offset)`` pairs, from channel 0 on; channels not named stay.
         padding: what a frame outside the clip gives: "zeros", "edge" (the first or last frame) or "wrap" (t modulo T).
-        tokens: ``(start, stop)``: only these tokens are shifted, the others stay; None shifts all.
+        tokens: ``(start, stop)`` or ``(start, stop, step)``: only these tokens are shifted, the others stay; None shifts all.
+        residual: ``x + out`` instead of ``out``, for all channels and tokens, those that stay too.
         backend: "reference", "cpu", "triton" or "cuda"; None chooses (see ``i2v_kernels.explain``).
 
     Returns:
-        ``[B, T, N, C]`` in x's dtype, its dimensions in x's order in memory; bit-exact copies. ``torch.autocast`` changes
-        nothing. The gradient is the adjoint shift: no tensor is saved.
+        ``[B, T, N, C]`` in x's dtype, its dimensions in x's order in memory; bit-exact copies, sums in float32 (float64 for
+        float64) rounded once. ``torch.autocast`` changes nothing. The gradient is the adjoint shift: no tensor is saved.
 
     Raises:
         TypeError, ValueError: an argument of a wrong type, dtype, shape or stride; groups that name more than C channels.
         NotImplementedError: the named backend cannot run this call; the text says why.
     """
-    checks.tensor(NAME, "x", x, (None,) * 4, "[B, T, N, C]")
-    checks.one_of(NAME, "padding", padding, PADDINGS)
+    arguments = check(NAME, x, groups, padding, tokens)
+    if not isinstance(residual, bool):
+        raise TypeError(f"{NAME}: residual={residual!r} must be a bool")
+    return _OP(x, *arguments, residual, backend=backend)
+
+
+def check(
+    op: str, x: Tensor, groups: Sequence[tuple[int, int]], padding: str, tokens: tuple[int, ...] | None
+) -> tuple[list[int], list[int], str, int, int, int]:
+    """Checks a shift; returns the groups' channels and offsets, the padding, and start, stop and step of the tokens."""
+    checks.tensor(op, "x", x, (None,) * 4, "[B, T, N, C]")
+    checks.one_of(op, "padding", padding, PADDINGS)
     channels, offsets = [], []
     for i, group in enumerate(groups):
         if not isinstance(group, (tuple, list)) or len(group) != 2:
-            raise TypeError(f"{NAME}: groups[{i}]={group!r} must be a pair (channels, offset)")
-        channels.append(checks.integer(NAME, f"groups[{i}][0]", group[0], low=0))
-        offsets.append(checks.integer(NAME, f"groups[{i}][1]", group[1]))
+            raise TypeError(f"{op}: groups[{i}]={group!r} must be a pair (channels, offset)")
+        channels.append(checks.integer(op, f"groups[{i}][0]", group[0], low=0))
+        offsets.append(checks.integer(op, f"groups[{i}][1]", group[1]))
     if sum(channels) > x.shape[3]:
-        raise ValueError(f"{NAME}: groups={list(groups)!r} name {sum(channels)} channels, but x has C={x.shape[3]}")
-    start, stop = 0, x.shape[2]
+        raise ValueError(f"{op}: groups={list(groups)!r} name {sum(channels)} channels, but x has C={x.shape[3]}")
+    start, stop, step = 0, x.shape[2], 1
     if tokens is not None:
-        start = checks.integer(NAME, "tokens[0]", tokens[0], low=0, high=stop)
-        stop = checks.integer(NAME, "tokens[1]", tokens[1], low=start, high=stop)
-    return _OP(x, channels, offsets, padding, start, stop, backend=backend)
+        if not isinstance(tokens, (tuple, list)) or len(tokens) not in (2, 3):
+            raise TypeError(f"{op}: tokens={tokens!r} must be (start, stop) or (start, stop, step)")
+        start = checks.integer(op, "tokens[0]", tokens[0], low=0, high=stop)
+        stop = checks.integer(op, "tokens[1]", tokens[1], low=start, high=stop)
+        step = checks.integer(op, "tokens[2]", tokens[2], low=1) if len(tokens) == 3 else 1
+    return channels, offsets, padding, start, stop, step
 
 
-def _cuda_forward(x: Tensor, channels: Any, offsets: Any, padding: str, start: int, stop: int) -> Tensor:
-    out = empty_dense_like(x)
-    _extension.compiled("token_shift")(x, out, channels, offsets, PADDINGS.index(padding), start, stop, False)
-    return out
+def _cuda(adjoint: bool) -> Any:
+    def run(x: Tensor, channels: Any, offsets: Any, padding: str, *rest: Any) -> Tensor:
+        out = empty_dense_like(x)
+        _extension.compiled("token_shift")(x, out, channels, offsets, PADDINGS.index(padding), *rest, adjoint)
+        return out
 
-
-def _cuda_backward(grad: Tensor, channels: Any, offsets: Any, padding: str, start: int, stop: int) -> Tensor:
-    out = empty_dense_like(grad)
-    _extension.compiled("token_shift")(grad, out, channels, offsets, PADDINGS.index(padding), start, stop, True)
-    return out
+    return run
 
 
 def _triton_limits(x: Tensor, channels: Any, *_: Any) -> str | None:
@@ -91,18 +103,19 @@ def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (_OP.backward_op(grad, *ctx.args, ctx.backend), None, None, None, None, None)
+    return (_OP.backward_op(grad, *ctx.args, ctx.backend), *[None] * len(ctx.args))
 
 
+_ARGUMENTS = "int[] channels, int[] offsets, str padding, SymInt start, SymInt stop, SymInt step"
 _OP = Op(
     name=NAME,
-    schema="(Tensor x, int[] channels, int[] offsets, str padding, SymInt start, SymInt stop) -> Tensor",
-    backward_schema="(Tensor grad, int[] channels, int[] offsets, str padding, SymInt start, SymInt stop) -> Tensor",
+    schema=f"(Tensor x, {_ARGUMENTS}, bool residual) -> Tensor",
+    backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool residual) -> Tensor",
     backends=(
         reference_backend(reference.forward, (0,), reference.adjoint),
         cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
-        Backend("cuda", _cuda_can_run, _cuda_forward, _cuda_backward),
+        Backend("cuda", _cuda_can_run, _cuda(adjoint=False), _cuda(adjoint=True)),
     ),
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     by_name_only={"cuda": "not yet verified on a GPU (proof step 7): ask for it by name"},

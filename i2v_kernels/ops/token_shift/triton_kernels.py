@@ -26,7 +26,9 @@ def token_shift_kernel(
     s_yb, s_yt, s_yn,
     ENDS: tl.constexpr,  # the channel behind each group
     OFFSETS: tl.constexpr,  # its offset; in [0, T) for PADDING "wrap"
-    G: tl.constexpr, PADDING: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
+    G: tl.constexpr, PADDING: tl.constexpr, STEP: tl.constexpr,
+    SUM: tl.constexpr,  # dtype of the sum with x, or None: copies
+    BN: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
     n_c = tl.cdiv(C, BC)
@@ -47,15 +49,26 @@ def token_shift_kernel(
         o_s = tl.where(o_s < 0, o_s + T, o_s)
     elif PADDING == "edge":
         o_s = tl.minimum(tl.maximum(o_s, 0), T - 1)
-    m_n = (o_n >= start) & (o_n < stop)
+    m_n = _shifted(o_n, start, stop, STEP)
     o_s = tl.where(m_n[:, None], o_s[None, :], i_t)  # [BN, BC]
     m_x = m_y
     if PADDING == "zeros":
         m_x = m_y & (o_s >= 0) & (o_s < T)
 
-    p_x = x + i_b * s_xb + o_s.to(tl.int64) * s_xt + o_n.to(tl.int64)[:, None] * s_xn + o_c[None, :]
+    p_x = x + i_b * s_xb + o_n.to(tl.int64)[:, None] * s_xn + o_c[None, :]
     p_y = y + i_b * s_yb + i_t.to(tl.int64) * s_yt + o_n.to(tl.int64)[:, None] * s_yn + o_c[None, :]
-    tl.store(p_y, tl.load(p_x, mask=m_x, other=0), mask=m_y)
+    b_y = tl.load(p_x + o_s.to(tl.int64) * s_xt, mask=m_x, other=0)
+    if SUM is not None:
+        b_y = (b_y.to(SUM) + tl.load(p_x + i_t.to(tl.int64) * s_xt, mask=m_y).to(SUM)).to(y.dtype.element_ty)
+    tl.store(p_y, b_y, mask=m_y)
+
+
+@triton.jit
+def _shifted(o_n, start, stop, STEP: tl.constexpr):
+    m_n = (o_n >= start) & (o_n < stop)
+    if STEP > 1:
+        m_n = m_n & ((o_n - start) % STEP == 0)
+    return m_n
 
 
 @triton.jit
@@ -64,9 +77,9 @@ def token_shift_edge_adjoint_kernel(
     T, N, C, start, stop,
     s_xb, s_xt, s_xn,
     s_yb, s_yt, s_yn,
-    ENDS: tl.constexpr, OFFSETS: tl.constexpr, G: tl.constexpr,
+    ENDS: tl.constexpr, OFFSETS: tl.constexpr, G: tl.constexpr, STEP: tl.constexpr,
     SUM: tl.constexpr,  # dtype of the sums
-    BN: tl.constexpr, BC: tl.constexpr,
+    RESIDUAL: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
     n_c = tl.cdiv(C, BC)
@@ -78,7 +91,7 @@ def token_shift_edge_adjoint_kernel(
     o_n = i_n * BN + tl.arange(0, BN)
     o_c = i_c * BC + tl.arange(0, BC)
     m_y = (o_n < N)[:, None] & (o_c < C)[None, :]  # [BN, BC]
-    m_n = (o_n >= start) & (o_n < stop)
+    m_n = _shifted(o_n, start, stop, STEP)
     p_x = x + i_b * s_xb + o_n.to(tl.int64)[:, None] * s_xn + o_c[None, :]
     p_y = y + i_b * s_yb + i_t.to(tl.int64) * s_yt + o_n.to(tl.int64)[:, None] * s_yn + o_c[None, :]
 
@@ -96,7 +109,38 @@ def token_shift_edge_adjoint_kernel(
         for _ in range(first, last + 1):
             b_y += tl.load(p_s, mask=m_g, other=0).to(SUM)
             p_s += s_xt
+    if RESIDUAL:
+        b_y += tl.load(p_x + i_t.to(tl.int64) * s_xt, mask=m_y, other=0).to(SUM)
     tl.store(p_y, b_y.to(y.dtype.element_ty), mask=m_y)
+
+
+@triton.jit
+def token_shift_in_place_kernel(
+    x,
+    T, N, start, step,
+    s_b, s_t, s_n,
+    FIRST: tl.constexpr, COUNT: tl.constexpr,  # the group's channels
+    OFFSET: tl.constexpr, EDGE: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """One group. The thread that reads a value of a token writes it too, and walks so that nothing is lost."""
+    i_p = tl.program_id(0)
+    n_c = tl.cdiv(COUNT, BC)
+    n_n = tl.cdiv(N, BN)
+    i_c = i_p % n_c
+    i_n = i_p // n_c % n_n
+    i_b = (i_p // n_c // n_n).to(tl.int64)
+    o_n = i_n * BN + tl.arange(0, BN)
+    o_c = i_c * BC + tl.arange(0, BC)
+    m_x = (o_n < N)[:, None] & (o_c < COUNT)[None, :]  # [BN, BC]
+    p_x = x + i_b * s_b + (start + o_n * step).to(tl.int64)[:, None] * s_n + (FIRST + o_c)[None, :]
+    for i in range(T):
+        i_t = T - 1 - i if OFFSET > 0 else i
+        i_s = i_t - OFFSET
+        if EDGE:
+            i_s = tl.minimum(tl.maximum(i_s, 0), T - 1)
+        m_s = m_x & (i_s >= 0) & (i_s < T)
+        b_x = tl.load(p_x + tl.cast(i_s, tl.int64) * s_t, mask=m_s, other=0)
+        tl.store(p_x + tl.cast(i_t, tl.int64) * s_t, b_x, mask=m_x)
 
 
 def tile(tokens: int, channels: int, itemsize: int) -> tuple[int, int]:
@@ -113,6 +157,9 @@ def plan(
     padding: str,
     start: int,
     stop: int,
+    step: int,
+    residual: bool,
+    *,
     adjoint: bool,
 ) -> Launch:
     """The launch that writes y from x (with ``adjoint``: x is the gradient of the output)."""
@@ -125,13 +172,14 @@ def plan(
         moves.append(offset % frames if padding == "wrap" else max(-frames, min(offset, frames)))
     if not ends:
         ends, moves = [0], [0]
-    constexprs: dict[str, Any] = {"ENDS": tuple(ends), "OFFSETS": tuple(moves), "G": len(ends)}
+    constexprs: dict[str, Any] = {"ENDS": tuple(ends), "OFFSETS": tuple(moves), "G": len(ends), "STEP": step}
+    wide = tl.float64 if x.dtype == torch.float64 else tl.float32
     kernel = token_shift_kernel
     if adjoint and padding == "edge":
         kernel = token_shift_edge_adjoint_kernel
-        constexprs["SUM"] = tl.float64 if x.dtype == torch.float64 else tl.float32
+        constexprs |= {"SUM": wide, "RESIDUAL": residual}
     else:
-        constexprs["PADDING"] = padding
+        constexprs |= {"PADDING": padding, "SUM": wide if residual else None}
     constexprs["BN"], constexprs["BC"] = tile(tokens, width, x.element_size())
     args: dict[str, Any] = {"x": x, "y": y, "T": frames, "N": tokens, "C": width, "start": start, "stop": stop}
     for name, tensor in (("x", x), ("y", y)):
@@ -140,40 +188,68 @@ def plan(
     return Launch(kernel, programs, args, constexprs)
 
 
-def _shift(
-    x: Tensor, channels: Sequence[int], offsets: Sequence[int], padding: str, start: int, stop: int, adjoint: bool
-) -> Tensor:
+def _shift(x: Tensor, arguments: tuple[Any, ...], adjoint: bool) -> Tensor:
     out = empty_dense_like(x)
     if out.numel() > 0:
-        run([plan(x, out, channels, offsets, padding, start, stop, adjoint)], x.device)
+        run([plan(x, out, *arguments, adjoint=adjoint)], x.device)
     return out
 
 
-def forward(
-    x: Tensor, channels: Sequence[int], offsets: Sequence[int], padding: str, start: int, stop: int
-) -> Tensor:
-    """``[B, T, N, C]`` -> the same, shifted."""
-    return _shift(x, channels, offsets, padding, start, stop, adjoint=False)
+def forward(x: Tensor, *arguments: Any) -> Tensor:
+    """``[B, T, N, C]`` -> the same, shifted; ``arguments`` from channels to residual."""
+    return _shift(x, arguments, adjoint=False)
 
 
-def backward(
-    grad: Tensor, channels: Sequence[int], offsets: Sequence[int], padding: str, start: int, stop: int
-) -> Tensor:
+def backward(grad: Tensor, *arguments: Any) -> Tensor:
     """The adjoint of ``forward``."""
-    return _shift(grad, channels, offsets, padding, start, stop, adjoint=True)
+    return _shift(grad, arguments, adjoint=True)
 
 
-def _aot(padding: str, adjoint: bool, width: int = 768, count: int = 96) -> Entry:
+def plan_in_place(
+    x: Tensor, channels: Sequence[int], offsets: Sequence[int], padding: str, start: int, stop: int, step: int
+) -> list[Launch]:
+    """A launch for each group that moves."""
+    batch, frames, _, _ = x.shape
+    tokens = cdiv(stop - start, step)
+    launches, first = [], 0
+    for count, offset in zip(channels, offsets):
+        offset = max(-frames, min(offset, frames))
+        if count > 0 and offset != 0 and batch * frames * tokens > 0:
+            bn, bc = tile(tokens, count, x.element_size())
+            args: dict[str, Any] = {"x": x, "T": frames, "N": tokens, "start": start, "step": step}
+            args |= dict(zip(("s_b", "s_t", "s_n"), x.stride()))
+            constexprs = {"FIRST": first, "COUNT": count, "OFFSET": offset, "EDGE": padding == "edge", "BN": bn, "BC": bc}
+            programs = batch * cdiv(tokens, bn) * cdiv(count, bc)
+            launches.append(Launch(token_shift_in_place_kernel, programs, args, constexprs))
+        first += count
+    return launches
+
+
+def shift_in_place(x: Tensor, *arguments: Any) -> None:
+    """``x`` is shifted; ``arguments`` from channels to step."""
+    run(plan_in_place(x, *arguments), x.device)
+
+
+def _aot(padding: str, adjoint: bool, width: int = 768, count: int = 96, step: int = 1, residual: bool = False) -> Entry:
     def launch(dtype: torch.dtype) -> Launch:
         x = torch.empty(64, 8, 197, width, dtype=dtype, device="meta")
-        return plan(x, empty_dense_like(x), (count, count), (1, -1), padding, 0, 197, adjoint)
+        return plan(x, empty_dense_like(x), (count, count), (1, -1), padding, 0, 197, step, residual, adjoint=adjoint)
 
-    return Entry(f"token_shift {padding}{' adjoint' if adjoint else ''} C{width}/{count}", launch)
+    options = f"{f' step {step}' if step > 1 else ''}{' residual' if residual else ''}"
+    return Entry(f"token_shift {padding}{' adjoint' if adjoint else ''} C{width}/{count}{options}", launch)
 
 
 def _ones(dtype: torch.dtype, adjoint: bool) -> Launch:
     x = torch.empty(1, 1, 1, 1, dtype=dtype, device="meta")
-    return plan(x, x, (1,), (1,), "edge", 0, 1, adjoint)
+    return plan(x, x, (1,), (1,), "edge", 0, 1, 1, False, adjoint=adjoint)
+
+
+def _aot_in_place(padding: str, stop: int) -> Entry:
+    def launch(dtype: torch.dtype) -> Launch:
+        x = torch.empty(64, 8, 197, 768, dtype=dtype, device="meta")
+        return plan_in_place(x, (192, 192), (-1, 1), padding, 0, stop, 1)[1]
+
+    return Entry(f"token_shift_ {padding} {stop} tokens", launch)
 
 
 AOT = [
@@ -182,6 +258,11 @@ AOT = [
     _aot("wrap", adjoint=False),
     _aot("edge", adjoint=True),
     _aot("zeros", adjoint=False, width=1280, count=160),
+    _aot("zeros", adjoint=False, residual=True),
+    _aot("edge", adjoint=True, residual=True),
+    _aot("edge", adjoint=False, step=28),
+    _aot_in_place("zeros", 1),
+    _aot_in_place("edge", 197),
     # sizes and strides of 1 become constants, which not all of Triton's operations take
     Entry("token_shift, all sizes 1", partial(_ones, adjoint=False), (torch.bfloat16,), vectors=False),
     Entry("token_shift adjoint, all sizes 1", partial(_ones, adjoint=True), (torch.bfloat16,), vectors=False),
