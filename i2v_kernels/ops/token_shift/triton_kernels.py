@@ -249,7 +249,8 @@ def _aot_in_place(padding: str, stop: int) -> Entry:
         x = torch.empty(64, 8, 197, 768, dtype=dtype, device="meta")
         return plan_in_place(x, (192, 192), (-1, 1), padding, 0, stop, 1)[1]
 
-    return Entry(f"token_shift_ {padding} {stop} tokens", launch)
+    vectors = stop > 1  # one token is less than 16 bytes for each thread
+    return Entry(f"token_shift_ {padding} {stop} tokens", launch, vectors=vectors)
 
 
 AOT = [
