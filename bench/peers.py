@@ -40,7 +40,7 @@ def attention_elementwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores.softmax(2)[..., None] * v[:, None]).sum(2)
 
 
-def shift_slices(x: Tensor, groups: list[tuple[int, int]], padding: str = "zeros") -> Tensor:
+def shift_slices(x: Tensor, groups: list[tuple[int, int]], padding: str = "zeros", residual: bool = False) -> Tensor:
     """As published by TSM: a copy, then slices from the neighbours."""
     out, first = x.clone(), 0
     for count, offset in groups:
@@ -54,10 +54,10 @@ def shift_slices(x: Tensor, groups: list[tuple[int, int]], padding: str = "zeros
             if padding == "zeros":
                 out[:, offset:, :, part] = 0
         first += count
-    return out
+    return x + out if residual else out
 
 
-def shift_cat(x: Tensor, groups: list[tuple[int, int]], padding: str = "zeros") -> Tensor:
+def shift_cat(x: Tensor, groups: list[tuple[int, int]], padding: str = "zeros", residual: bool = False) -> Tensor:
     """Every group moved on its own, then one concatenation."""
     parts, first = [], 0
     for count, offset in groups:
@@ -68,7 +68,8 @@ def shift_cat(x: Tensor, groups: list[tuple[int, int]], padding: str = "zeros") 
         moved = [outside, part[:, :-offset]] if offset > 0 else [part[:, -offset:], outside]
         parts.append(torch.cat(moved, dim=1))
         first += count
-    return torch.cat([*parts, x[..., first:]], dim=-1)
+    out = torch.cat([*parts, x[..., first:]], dim=-1)
+    return x + out if residual else out
 
 
 def _volume(x: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:

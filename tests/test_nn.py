@@ -43,35 +43,55 @@ def test_zeroi2v_reads_previous_then_next_and_keeps_its_own_at_the_ends():
     assert torch.equal(out[:, :-1, :, 2:4], X[:, 1:, :, 2:4]) and torch.equal(out[:, -1, :, 2:4], X[:, -1, :, 2:4])
 
 
-@pytest.mark.parametrize("tokens", [50, 197, 14])
-@pytest.mark.parametrize("grad", [False, True])
-def test_ts2net_moves_whole_tokens_both_ways(tokens, grad):
-    x = torch.randn(2, 5, tokens, 6, requires_grad=grad)
-    want, step = x.clone(), tokens // 7
-    want[:, 1:, 1::step] = x[:, :-1, 1::step]
-    want[:, :-1, 4::step] = x[:, 1:, 4::step]
-    before = x.detach().clone()
-    got = nn.TS2NetShift()(x)
-    assert torch.equal(got, want) and torch.equal(x.detach(), before)
-    if grad:
-        weight = torch.randn_like(x)
-        assert torch.equal(*(torch.autograd.grad((out * weight).sum(), x)[0] for out in (got, want)))
+@pytest.mark.parametrize("tokens", [17, 50, 197, 257])
+def test_ts2net_moves_whole_tokens_of_two_sets(tokens):
+    """Token by token as published, with and without autograd; ViT-L/14's 257 tokens are no multiple of the step and one."""
+    x = torch.randn(2, 4, tokens, 6)
+    step, want = tokens // 7, x.clone()
+    for t in range(4):
+        for first, source in ((1, max(t - 1, 0)), (4, min(t + 1, 3))):
+            for token in range(first, tokens, step):
+                want[:, t, token] = x[:, source, token]
+    shift, kept = nn.TokenShift.ts2net(6), x.clone()
+    assert torch.equal(shift(x), want) and torch.equal(x, kept)
+    x.requires_grad_()
+    out = shift(x)
+    assert torch.equal(out, want)
+    # every shift is a 0-1 matrix over the frames: the gradient of ones counts how often each frame was read
+    assert torch.autograd.grad(out.sum(), x)[0].sum(1).eq(4).all()
 
 
-def test_ts2net_refuses_tokens_that_would_move_twice():
-    with pytest.raises(ValueError, match="n_div=7 leaves no two sets of tokens apart among N=21"):
-        nn.TS2NetShift()(torch.randn(1, 2, 21, 4))
+def test_ts2net_refuses_sets_with_tokens_in_common():
+    for tokens in (5, 10, 26):
+        with pytest.raises(ValueError, match=f"N={tokens}"):
+            nn.TokenShift.ts2net(24)(torch.zeros(1, 4, tokens, 24))
 
 
-def test_token_t1d_begins_as_tokshift_and_learns():
-    module = nn.TokenT1D(24)
-    assert torch.equal(module(X), nn.TokenShift.tokshift(24)(X))
-    assert {name: tuple(p.shape) for name, p in module.named_parameters()} == {"conv.weight": (24, 1, 3)}
-    module(X).square().sum().backward()
-    class_tokens = X[:, :, 0].transpose(1, 2).clone()
-    weight = module.conv.weight.detach().clone().requires_grad_()
-    torch.nn.functional.conv1d(class_tokens, weight, padding=1, groups=24).square().sum().backward()
-    torch.testing.assert_close(module.conv.weight.grad, weight.grad)
+@pytest.mark.parametrize("sequence_first", [False, True])
+def test_token_t1d_is_a_conv1d_over_the_class_token(sequence_first):
+    """As published: ``[B, C, T]`` of the class token through ``nn.Conv1d``; at first TokShift's shift."""
+    module, x = nn.TokenT1D(24), X / X.numel()
+    assert list(module.state_dict()) == ["conv.weight"] and module.conv.weight.shape == (24, 1, 3)
+    if sequence_first:
+        x = x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
+    torch.testing.assert_close(module(x), nn.TokenShift.tokshift(24)(x))
+    torch.nn.init.normal_(module.conv.weight)
+    x.requires_grad_()
+    want = torch.cat([module.conv(x[:, :, 0].transpose(1, 2)).transpose(1, 2)[:, :, None], x[:, :, 1:]], dim=2)
+    got = module(x)
+    torch.testing.assert_close(got, want)
+    assert got.stride() == x.stride()
+    grad, inputs = torch.randn_like(want), (x, module.conv.weight)
+    for g, w in zip(torch.autograd.grad(got, inputs, grad), torch.autograd.grad(want, inputs, grad)):
+        torch.testing.assert_close(g, w)
+
+
+def test_token_shift_passes_its_options_on():
+    module = nn.TokenShift([(3, 1)], "edge", (0, None, 2), residual=True)
+    assert "tokens=(0, None, 2), residual=True" in repr(module)
+    shifted = X.clone()
+    shifted[:, 1:, ::2, :3] = X[:, :-1, ::2, :3]
+    assert torch.equal(module(X), X + shifted)
 
 
 def test_shift_refuses_a_fold_that_is_none():

@@ -37,15 +37,15 @@ struct accumulate<double> { using type = double; };
 template <typename T>
 using accumulate_t = typename accumulate<T>::type;
 
-// `kernel<T>` of the namespace compiled for the current instruction set.
+// `kernel<T, ...>` of the namespace compiled for the current instruction set.
 #if defined(__x86_64__)
-#define I2V_PICK(kernel, T)                                                   \
-  (::i2v::current_isa() == ::i2v::Isa::avx512_bf16 ? avx512_bf16::kernel<T>   \
-   : ::i2v::current_isa() == ::i2v::Isa::avx512    ? avx512::kernel<T>        \
-   : ::i2v::current_isa() == ::i2v::Isa::avx2      ? avx2::kernel<T>          \
-                                                   : plain::kernel<T>)
+#define I2V_PICK(kernel, ...)                                                         \
+  (::i2v::current_isa() == ::i2v::Isa::avx512_bf16 ? avx512_bf16::kernel<__VA_ARGS__> \
+   : ::i2v::current_isa() == ::i2v::Isa::avx512    ? avx512::kernel<__VA_ARGS__>      \
+   : ::i2v::current_isa() == ::i2v::Isa::avx2      ? avx2::kernel<__VA_ARGS__>        \
+                                                   : plain::kernel<__VA_ARGS__>)
 #else
-#define I2V_PICK(kernel, T) plain::kernel<T>
+#define I2V_PICK(kernel, ...) plain::kernel<__VA_ARGS__>
 #endif
 
 // Runs `body` with a null pointer of the element type.

@@ -1,5 +1,6 @@
-// Copies: without a residual every output element is one input element (or zero), so the cost is the memory traffic, and output that will not
-// fit the cache is written past it. Included by for_each_isa.h inside the namespace of an instruction set.
+// Copies: every output element is one input element (or zero), so the cost is the memory traffic, and output that will not
+// fit the cache is written past it. `residual` adds the element's own value: kernels of their own, whose runs are all sums.
+// Included by for_each_isa.h inside the namespace of an instruction set.
 
 template <typename T>
 I2V_INLINE void copy_run(T* to, const T* from, int64_t count, bool past_cache) {
@@ -28,46 +29,50 @@ I2V_INLINE void copy_run(T* to, const T* from, int64_t count, bool past_cache) {
   }
 }
 
-// to = the sum of `frames` frames of `from`, of those that read this one, and of `more` if it is given.
-template <typename T>
-I2V_INLINE void sum_run(T* to, const T* from, int64_t stride, int64_t frames, const T* more, int64_t count) {
+// to = the sum of `frames` frames of `from`, of those that read this one; and of `own` if there is a residual.
+template <typename T, bool residual>
+I2V_INLINE void sum_run(T* to, const T* own, const T* from, int64_t stride, int64_t frames, int64_t count, bool past_cache) {
   using A = accumulate_t<T>;
   constexpr int W = lanes<A>;
-  for (int64_t c = 0; c < count; c += W) {
+  int64_t c = 0;
+  if (residual && frames == 1)  // nearly all of them: no loop within the loop
+    for (; c + W <= count; c += W) store_or_stream(to + c, load(own + c) + load(from + c), past_cache);
+  for (; c < count; c += W) {
     const int64_t left = count - c;
-    Vec<A> sum = more == nullptr ? Vec<A>{} : left >= W ? load(more + c) : load_part(more + c, left);
+    Vec<A> sum = {};
+    if constexpr (residual) sum = left >= W ? load(own + c) : load_part(own + c, left);
     for (int64_t t = 0; t < frames; ++t) {
       const T* row = from + t * stride + c;
       sum += left >= W ? load(row) : load_part(row, left);
     }
-    if (left >= W) store(to + c, sum);
+    if (left >= W) store_or_stream(to + c, sum, residual && past_cache);
     else store_part(to + c, sum, left);
   }
 }
 
-template <typename T>
+template <typename T, bool residual>
 I2V_INLINE void shift_row(const Problem& p, int64_t b, int64_t t, int64_t n, bool past_cache) {
   T* out = row_of<T>(p.out, b, t, n);
   const T* own = row_of<const T>(p.x, b, t, n);
   if (n < p.start || n >= p.stop || (p.step > 1 && (n - p.start) % p.step != 0)) {
-    if (p.residual) sum_run(out, own, 0, 1, own, p.channels);
+    if constexpr (residual) sum_run<T, true>(out, own, own, 0, 1, p.channels, past_cache);
     else copy_run(out, own, p.channels, past_cache);
     return;
   }
   for (const Run* run = p.runs + t * p.run_count; run != p.runs + (t + 1) * p.run_count; ++run) {
     const T* from = row_of<const T>(p.x, b, run->from, n) + run->first;
-    if (run->frames == 1 && !p.residual) copy_run(out + run->first, from, run->count, past_cache);
-    else sum_run(out + run->first, from, p.x.stride[1], run->frames, p.residual ? own + run->first : nullptr, run->count);
+    if (!residual && run->frames == 1) copy_run(out + run->first, from, run->count, past_cache);
+    else sum_run<T, residual>(out + run->first, own + run->first, from, p.x.stride[1], run->frames, run->count, past_cache);
   }
 }
 
 // Rows (b, t, n) as they lie in memory: what a cache serves best.
-template <typename T>
+template <typename T, bool residual>
 void shift_rows(const Problem& p, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end;) {
     const int64_t b = row / p.tokens / p.frames, t = row / p.tokens % p.frames, first = row % p.tokens;
     const int64_t last = std::min(p.tokens, first + end - row);
-    for (int64_t n = first; n < last; ++n, ++row) shift_row<T>(p, b, t, n, false);
+    for (int64_t n = first; n < last; ++n, ++row) shift_row<T, residual>(p, b, t, n, false);
   }
 }
 
@@ -79,7 +84,7 @@ I2V_INLINE void fetch_row(const Problem& p, int64_t b, int64_t t, int64_t n) {
 
 // Few tokens through all frames, each row asked for two frames before its turn: runs that come from several frames are too
 // short for the processor to foresee, and what it reads beyond their ends is needed soon.
-template <typename T>
+template <typename T, bool residual>
 void shift_blocks(const Problem& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t b = i / p.blocks, block = i % p.blocks;
@@ -89,43 +94,58 @@ void shift_blocks(const Problem& p, int64_t begin, int64_t end) {
     for (int64_t t = 0; t < p.frames; ++t) {
       for (int64_t n = first; n < last; ++n) {
         if (t + 2 < p.frames) fetch_row<T>(p, b, t + 2, n);
-        shift_row<T>(p, b, t, n, i % 16 >= p.kept);
+        shift_row<T, residual>(p, b, t, n, i % 16 >= p.kept);
       }
     }
   }
 }
 
+// A group's channels [first, first + count) of one token, turned round the clip in cycles: one row of each waits aside.
 template <typename T>
-I2V_INLINE void move_run(const Problem& p, int64_t b, int64_t n, int64_t to, int64_t from, int64_t first, int64_t count) {
-  T* out = row_of<T>(p.out, b, to, n) + first;
-  if (from < 0) std::memset(static_cast<void*>(out), 0, count * sizeof(T));
-  else if (from != to) std::memcpy(static_cast<void*>(out), row_of<const T>(p.out, b, from, n) + first, count * sizeof(T));
+I2V_INLINE void rotate_frames(const InPlace& p, int64_t b, int64_t n, int64_t first, int64_t count, int64_t offset) {
+  constexpr int64_t room = 1024 / sizeof(T);
+  T aside[room];
+  const int64_t cycles = std::gcd(p.frames, offset);
+  for (int64_t c = first; c < first + count; c += room) {
+    const int64_t width = std::min(room, first + count - c);
+    for (int64_t cycle = 0; cycle < cycles; ++cycle) {
+      copy_run(aside, row_of<const T>(p.x, b, cycle, n) + c, width, false);
+      int64_t t = cycle;
+      for (;;) {
+        const int64_t from = shift::source_frame(t, offset, p.frames, shift::wrap);
+        if (from == cycle) break;
+        copy_run(row_of<T>(p.x, b, t, n) + c, row_of<const T>(p.x, b, from, n) + c, width, false);
+        t = from;
+      }
+      copy_run(row_of<T>(p.x, b, t, n) + c, aside, width, false);
+    }
+  }
 }
 
-// In place: the shifted tokens number [begin, end), all frames of each, walked so that none is written before it was read.
+// Few tokens at a time, group by group. What is not "wrap" walks against the offset: no frame is written before it is read.
 template <typename T>
-void shift_in_place(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t tokens = (p.stop - p.start + p.step - 1) / p.step, frames = p.frames;
-  std::vector<char> saved(p.padding == shift::wrap ? p.channels * sizeof(T) : 0);
+void shift_in_place(const InPlace& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t b = i / tokens, n = p.start + i % tokens * p.step;
-    for (int64_t g = 0; g + 1 < p.run_count; ++g) {
-      const int64_t first = p.runs[g].first, count = p.runs[g].count, offset = p.offsets[g];
-      if (offset == 0 || count == 0) continue;
-      if (p.padding != shift::wrap) {
-        for (int64_t s = 0; s < frames; ++s) {
-          const int64_t t = offset > 0 ? frames - 1 - s : s;
-          move_run<T>(p, b, n, t, shift::source_frame(t, offset, frames, p.padding), first, count);
-        }
+    const int64_t b = i / p.blocks, block = i % p.blocks;
+    const int64_t from_token = p.start + p.step * (p.tokens * block / p.blocks);
+    const int64_t to_token = p.start + p.step * (p.tokens * (block + 1) / p.blocks);
+    int64_t first = 0;
+    for (const shift::Group* group = p.groups; group != p.groups + p.group_count; first = group++->stop) {
+      const int64_t count = group->stop - first, offset = group->offset;
+      if (offset == 0) continue;
+      if (p.padding == shift::wrap) {
+        for (int64_t n = from_token; n < to_token; n += p.step) rotate_frames<T>(p, b, n, first, count, offset);
         continue;
       }
-      // A rotation: frame t takes that of t - offset, and the one that a cycle began with is kept for its end.
-      for (int64_t start = 0; start < std::gcd(offset, frames); ++start) {
-        std::memcpy(saved.data(), row_of<const T>(p.out, b, start, n) + first, count * sizeof(T));
-        int64_t t = start;
-        for (int64_t from; (from = shift::source_frame(t, offset, frames, p.padding)) != start; t = from)
-          move_run<T>(p, b, n, t, from, first, count);
-        std::memcpy(static_cast<void*>(row_of<T>(p.out, b, t, n) + first), saved.data(), count * sizeof(T));
+      for (int64_t k = 0; k < p.frames; ++k) {
+        const int64_t t = offset > 0 ? p.frames - 1 - k : k;
+        const int64_t from = shift::source_frame(t, offset, p.frames, p.padding);
+        if (from == t) continue;
+        for (int64_t n = from_token; n < to_token; n += p.step) {
+          T* to = row_of<T>(p.x, b, t, n) + first;
+          if (from < 0) std::memset(static_cast<void*>(to), 0, count * sizeof(T));
+          else copy_run(to, row_of<const T>(p.x, b, from, n) + first, count, false);
+        }
       }
     }
   }

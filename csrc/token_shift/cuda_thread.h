@@ -24,12 +24,12 @@ struct Launch {
   char* out;
   int64_t x_stride[3], out_stride[3];
   int64_t frames, chunks, tokens, vectors, start, stop, step;  // a chunk is the frames of one thread
-  int64_t threads, blocks;                               // threads that have work, and the blocks that hold them
+  int64_t threads, blocks;                                     // threads that have work, and the blocks that hold them
   Group groups[max_groups];
   Padding padding;
   int vector_bytes;
   bool readers;   // the adjoint of "edge": the frames that read one are added into it
-  bool residual;  // x is added
+  bool residual;  // and each frame itself
 };
 
 // Vectors come first, then tokens: a warp's accesses are neighbours in memory.
@@ -52,8 +52,15 @@ I2V_HOST_DEVICE int64_t offset_of(const Launch& p, const Position& at) {
 #pragma unroll
   for (int g = max_groups - 1; g >= 0; --g)
     if (at.vector < p.groups[g].stop) offset = p.groups[g].offset;
-  const bool shifted = at.token >= p.start && at.token < p.stop && (p.step == 1 || (at.token - p.start) % p.step == 0);
-  return shifted ? offset : 0;
+  const int64_t token = at.token - p.start;
+  return token >= 0 && at.token < p.stop && (p.step == 1 || token % p.step == 0) ? offset : 0;
+}
+
+// Output frame t is the sum of frames [first, last), and with a residual of itself.
+I2V_HOST_DEVICE void summands_of(const Launch& p, int64_t t, int64_t offset, int64_t& first, int64_t& last) {
+  if (p.readers) return edge_readers(t, offset, p.frames, first, last);
+  first = source_frame(t, offset, p.frames, p.padding);
+  last = first < 0 ? first : first + 1;
 }
 
 template <typename T>
@@ -80,23 +87,10 @@ I2V_HOST_DEVICE void copy_frames(const Launch& p, int64_t thread) {
     if (at.frame + i < p.frames) *reinterpret_cast<Vector<T, Bytes>*>(out + (at.frame + i) * p.out_stride[1]) = row[i];
 }
 
-// The frames [first, last) that are added into frame t.
-I2V_HOST_DEVICE void frames_of(const Launch& p, int64_t t, int64_t offset, int64_t& first, int64_t& last) {
-  if (p.readers) return edge_readers(t, offset, p.frames, first, last);
-  first = source_frame(t, offset, p.frames, p.padding);
-  last = first < 0 ? first : first + 1;
-}
-
-template <typename T, int Bytes>
-I2V_HOST_DEVICE void add(typename Sum<T>::type* sum, const char* from) {
-  const auto more = *reinterpret_cast<const Vector<T, Bytes>*>(from);
-#pragma unroll
-  for (int c = 0; c < Bytes / static_cast<int>(sizeof(T)); ++c) sum[c] += static_cast<typename Sum<T>::type>(more.value[c]);
-}
-
-// The same where an output frame is a sum, T being the element's type: of the frames that read it, of its own with a residual. All
-// but the clip's first and last frame have at most one reader, so the first ones of all frames are loaded before any others.
-template <typename T, int Bytes>
+// The same where each output frame is a sum, T being the element's type: of the frames that read it, or the one it reads, and
+// with Residual of itself. All but the clip's first and last frame have at most one reader, so the first readers of all frames
+// are loaded before any others.
+template <typename T, int Bytes, bool Residual>
 I2V_HOST_DEVICE void sum_frames(const Launch& p, int64_t thread) {
   if (thread >= p.threads) return;
   constexpr int lanes = Bytes / static_cast<int>(sizeof(T));
@@ -104,27 +98,39 @@ I2V_HOST_DEVICE void sum_frames(const Launch& p, int64_t thread) {
   const int64_t offset = offset_of(p, at);
   const char* x = p.x + at.clip * p.x_stride[0] + at.token * p.x_stride[2] + at.vector * Bytes;
   char* out = p.out + at.clip * p.out_stride[0] + at.token * p.out_stride[2] + at.vector * Bytes;
-  Vector<T, Bytes> row[frames_per_thread];
-  int64_t first[frames_per_thread], last[frames_per_thread];
+  Vector<T, Bytes> row[frames_per_thread], own[frames_per_thread];
 #pragma unroll
   for (int i = 0; i < frames_per_thread; ++i) {
-    first[i] = last[i] = 0;
-    if (at.frame + i < p.frames) frames_of(p, at.frame + i, offset, first[i], last[i]);
-    row[i] = first[i] == last[i] ? Vector<T, Bytes>{}
-                                 : *reinterpret_cast<const Vector<T, Bytes>*>(x + first[i] * p.x_stride[1]);
+    const int64_t t = at.frame + i;
+    int64_t first = 0, last = 0;
+    if (t < p.frames) summands_of(p, t, offset, first, last);
+    row[i] = first == last ? Vector<T, Bytes>{} : *reinterpret_cast<const Vector<T, Bytes>*>(x + first * p.x_stride[1]);
+    own[i] = !Residual || t >= p.frames ? Vector<T, Bytes>{}
+                                        : *reinterpret_cast<const Vector<T, Bytes>*>(x + t * p.x_stride[1]);
   }
 #pragma unroll
   for (int i = 0; i < frames_per_thread; ++i) {
-    if (at.frame + i < p.frames && (p.residual || last[i] - first[i] > 1)) {
+    const int64_t t = at.frame + i;
+    if (t >= p.frames) return;
+    int64_t first, last;
+    summands_of(p, t, offset, first, last);
+    if (Residual || last - first > 1) {
       typename Sum<T>::type sum[lanes];
 #pragma unroll
       for (int c = 0; c < lanes; ++c) sum[c] = row[i].value[c];
-      for (int64_t t = first[i] + 1; t < last[i]; ++t) add<T, Bytes>(sum, x + t * p.x_stride[1]);
-      if (p.residual) add<T, Bytes>(sum, x + (at.frame + i) * p.x_stride[1]);
+      if constexpr (Residual) {
+#pragma unroll
+        for (int c = 0; c < lanes; ++c) sum[c] += static_cast<typename Sum<T>::type>(own[i].value[c]);
+      }
+      for (int64_t s = first + 1; s < last; ++s) {
+        const auto more = *reinterpret_cast<const Vector<T, Bytes>*>(x + s * p.x_stride[1]);
+#pragma unroll
+        for (int c = 0; c < lanes; ++c) sum[c] += static_cast<typename Sum<T>::type>(more.value[c]);
+      }
 #pragma unroll
       for (int c = 0; c < lanes; ++c) row[i].value[c] = static_cast<T>(sum[c]);
     }
-    if (at.frame + i < p.frames) *reinterpret_cast<Vector<T, Bytes>*>(out + (at.frame + i) * p.out_stride[1]) = row[i];
+    *reinterpret_cast<Vector<T, Bytes>*>(out + t * p.out_stride[1]) = row[i];
   }
 }
 
@@ -144,13 +150,13 @@ inline Launch describe(const Tensor& x, const Tensor& out, const std::vector<int
   STD_TORCH_CHECK(channels.size() == offsets.size(), "token_shift: as many offsets as channels are needed");
   STD_TORCH_CHECK(channels.size() <= max_groups, "token_shift: ", channels.size(), " groups, at most ", max_groups, " fit");
   STD_TORCH_CHECK(padding >= 0 && padding <= 2, "token_shift: padding ", padding, " is unknown");
+  STD_TORCH_CHECK(step >= 1, "token_shift: step ", step, " must be at least 1");
   check_like(x, x, "x");
   check_like(out, x, "out");
   Launch p{};
   p.x = static_cast<const char*>(x.data_ptr());
   p.out = static_cast<char*>(out.data_ptr());
   p.frames = x.size(1), p.tokens = x.size(2);
-  STD_TORCH_CHECK(step >= 1, "token_shift: step ", step, " is below 1");
   p.start = start, p.stop = stop, p.step = step;
   p.padding = static_cast<Padding>(padding);
   p.readers = adjoint && p.padding == edge;
@@ -183,17 +189,23 @@ struct Copy {
   static I2V_HOST_DEVICE void run(const Launch& p, int64_t thread) { copy_frames<T, Bytes>(p, thread); }
 };
 
-template <typename T, int Bytes>
+template <typename T, int Bytes, bool Residual>
 struct Add {
-  static I2V_HOST_DEVICE void run(const Launch& p, int64_t thread) { sum_frames<T, Bytes>(p, thread); }
+  static I2V_HOST_DEVICE void run(const Launch& p, int64_t thread) { sum_frames<T, Bytes, Residual>(p, thread); }
 };
+
+template <typename T, typename Body>
+void for_sums(const Launch& p, const Body& body) {
+  constexpr int narrow = static_cast<int>(sizeof(T));
+  if (p.vector_bytes == widest) return p.residual ? body(Add<T, widest, true>{}) : body(Add<T, widest, false>{});
+  return p.residual ? body(Add<T, narrow, true>{}) : body(Add<T, narrow, false>{});
+}
 
 // body(Thread{}), where Thread::run is what a thread of this launch does: one table for the GPU and the emulation.
 template <typename Body>
 void for_thread(const Launch& p, ScalarType dtype, const Body& body) {
   using torch::headeronly::BFloat16;
   using torch::headeronly::Half;
-  const bool wide = p.vector_bytes == widest;
   if (!p.readers && !p.residual) {
     switch (p.vector_bytes) {
       case 16: return body(Copy<uint32_t, 16>{});
@@ -204,10 +216,10 @@ void for_thread(const Launch& p, ScalarType dtype, const Body& body) {
     }
   } else {
     switch (dtype) {
-      case ScalarType::Double: return wide ? body(Add<double, 16>{}) : body(Add<double, 8>{});
-      case ScalarType::Float: return wide ? body(Add<float, 16>{}) : body(Add<float, 4>{});
-      case ScalarType::BFloat16: return wide ? body(Add<BFloat16, 16>{}) : body(Add<BFloat16, 2>{});
-      case ScalarType::Half: return wide ? body(Add<Half, 16>{}) : body(Add<Half, 2>{});
+      case ScalarType::Double: return for_sums<double>(p, body);
+      case ScalarType::Float: return for_sums<float>(p, body);
+      case ScalarType::BFloat16: return for_sums<BFloat16>(p, body);
+      case ScalarType::Half: return for_sums<Half>(p, body);
       default: break;
     }
   }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import temporal_attention
+from ..ops import temporal_attention, temporal_conv
+from ..ops.base import memory_order
 
 
 def temporal_self_attention(
@@ -53,3 +55,25 @@ def temporal_self_attention(
         )
     qkv = F.linear(x, qkv_weight, qkv_bias).unflatten(3, (3, heads, width // heads))
     return F.linear(temporal_attention(qkv, **options).flatten(3), proj_weight, proj_bias)
+
+
+def token_t1d(x: Tensor, weight: Tensor) -> Tensor:
+    """Depthwise convolution of the class token over the frames, zeros outside the clip; the other tokens stay.
+
+    Args:
+        x: ``[B, T, N, C]``, the class token first.
+        weight: ``[C, 1, 3]`` as in ``nn.Conv1d(C, C, 3, groups=C)``.
+
+    Returns:
+        ``[B, T, N, C]``, its dimensions in x's order in memory.
+
+    >>> import torch
+    >>> x = torch.randn(2, 8, 5, 16)
+    >>> token_t1d(x, torch.tensor([0.0, 1.0, 0.0]).expand(16, 1, 3)).equal(x)
+    True
+    """
+    class_token, patches = x.split([1, x.shape[2] - 1], dim=2)  # split and cat: each the other's gradient, one copy a way
+    parts = temporal_conv(class_token, weight[..., None, None]), patches
+    order = (*memory_order(x), 3)
+    joined = torch.cat([part.permute(order) for part in parts], dim=order.index(2))
+    return joined.permute([order.index(dim) for dim in range(4)])

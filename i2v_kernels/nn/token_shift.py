@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from ..ops import temporal_conv, token_shift, token_shift_
+from ..ops import token_shift, token_shift_
+from .functional import token_t1d
 
 
 class TokenShift(nn.Module):
@@ -17,7 +17,7 @@ class TokenShift(nn.Module):
         groups: ``(channels, offset)`` pairs; offset 1 brings the previous frame, -1 the next.
         padding: "zeros", "edge" or "wrap".
         tokens: ``(start, stop)`` or ``(start, stop, step)``, stop None for the last token; None shifts all tokens.
-        residual: add x.
+        residual: add x, see ``i2v_kernels.token_shift``.
 
     Shape: ``[B, T, N, C]`` to the same.
 
@@ -41,10 +41,10 @@ class TokenShift(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens: tuple[int, ...] | None = None
+        tokens = None
         if self.tokens is not None:
             start, stop, *step = self.tokens
-            tokens = (start, x.shape[2] if stop is None else stop, *step)
+            tokens = (start, x.shape[2] if stop is None else stop, step[0] if step else 1)
         return token_shift(x, self.groups, padding=self.padding, tokens=tokens, residual=self.residual)
 
     def extra_repr(self) -> str:
@@ -81,53 +81,73 @@ class TokenShift(nn.Module):
         fold = _fold(channels, n_div)
         return cls([(fold, 1), (fold, -1)], padding="edge")
 
+    @staticmethod
+    def ts2net(channels: int, n_div: int = 7) -> TS2NetShift:
+        """TS2-Net (2207.07852): some whole tokens from the previous frame, some from the next."""
+        return TS2NetShift(channels, n_div)
+
 
 class TS2NetShift(nn.Module):
-    """TS2-Net's token shift (arXiv 2207.07852), on what enters the attention: whole tokens, no parameters.
+    """TS2-Net's token shift (arXiv 2207.07852), which it applies to the input of the attention; no parameters.
 
-    With ``s = N // n_div``: tokens 1, 1 + s, 1 + 2s, ... come from the previous frame, tokens 4, 4 + s, ... from the next; a
-    frame without neighbour keeps its own. ``N`` counts the class token, which stays.
+    Of N tokens, the class token among them, with ``s = N // n_div``: tokens 1, 1 + s, 1 + 2s, ... come from the previous frame,
+    tokens 4, 4 + s, ... from the next, with all of their channels. A frame without neighbour keeps its own.
+
+    Args:
+        channels: C.
+        n_div: 7 as published: s is 7 for ViT-B/32, 28 for ViT-B/16.
 
     Shape: ``[B, T, N, C]`` to the same.
+
+    Raises:
+        ValueError: s is 0, or the two sets have tokens in common (s is 1 or 3).
     """
 
-    def __init__(self, n_div: int = 7) -> None:
+    def __init__(self, channels: int, n_div: int = 7) -> None:
         super().__init__()
-        self.n_div = n_div
+        self.channels, self.n_div = channels, n_div
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens, channels = x.shape[2], x.shape[3]
+        tokens = x.shape[2]
         step = tokens // self.n_div
         if step in (0, 1, 3):
-            raise ValueError(f"TS2NetShift: n_div={self.n_div} leaves no two sets of tokens apart among N={tokens}")
-        once = token_shift(x, [(channels, 1)], padding="edge", tokens=(1, tokens, step))
-        again = token_shift if once.requires_grad else token_shift_
-        return again(once, [(channels, -1)], padding="edge", tokens=(4, tokens, step))
+            raise ValueError(f"TS2NetShift: N={tokens} tokens and n_div={self.n_div} make s={step}: the sets are not disjoint")
+        out = token_shift(x, [(self.channels, 1)], padding="edge", tokens=(1, tokens, step))
+        second = token_shift if out.requires_grad else token_shift_  # the copy has been made
+        return second(out, [(self.channels, -1)], padding="edge", tokens=(4, tokens, step))
 
     def extra_repr(self) -> str:
-        return f"n_div={self.n_div}"
+        return f"{self.channels}, n_div={self.n_div}"
 
 
 class TokenT1D(nn.Module):
-    """Text4Vis's (arXiv 2207.01297) and ATM's: a depthwise convolution of the class token over the frames; the patches stay.
+    """Text4Vis's (arXiv 2207.01297) and ATM's class token: a depthwise convolution over three frames that begins as a shift.
 
-    ``conv.weight [C, 1, 3]``, as published without bias, begins as the shift ``TokenShift.tokshift`` does.
+    ``conv.weight [C, 1, 3]`` is named as published, and initialised so that C/n_div channels come from the next frame, as many
+    from the previous, and the others stay; zeros outside the clip. It trains, so each channel finds its own mixture.
 
-    Shape: ``[B, T, N, C]`` to the same.
+    Args:
+        channels: C.
+        n_div: C/n_div channels are shifted each way.
+
+    Shape: ``[B, T, N, C]`` to the same, with the class token first; the other tokens stay.
+
+    >>> import torch
+    >>> TokenT1D(768)(torch.randn(2, 8, 197, 768)).shape
+    torch.Size([2, 8, 197, 768])
     """
 
     def __init__(self, channels: int, n_div: int = 4) -> None:
         super().__init__()
         fold = _fold(channels, n_div)
         self.conv = nn.Conv1d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        with torch.no_grad():
-            self.conv.weight.zero_()
-            self.conv.weight[:fold, 0, 2] = 1  # from the next frame
-            self.conv.weight[fold : 2 * fold, 0, 0] = 1  # from the previous
-            self.conv.weight[2 * fold :, 0, 1] = 1
+        weight = self.conv.weight.detach().zero_()
+        weight[:fold, 0, 2] = 1
+        weight[fold : 2 * fold, 0, 0] = 1
+        weight[2 * fold :, 0, 1] = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([temporal_conv(x[:, :, :1], self.conv.weight[..., None, None]), x[:, :, 1:]], dim=2)
+        return token_t1d(x, self.conv.weight)
 
 
 def _fold(channels: int, n_div: int) -> int:

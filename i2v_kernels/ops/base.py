@@ -37,13 +37,13 @@ class Backend:
     """One implementation of an op. A native one is registered at ``torch.ops.i2v_kernels.<op>`` itself, in C++.
 
     ``can_run`` takes the schema's arguments without the backend's name and returns None, or the reason why this backend
-    cannot run them. ``forward`` takes the same, ``backward`` those of the backward schema.
+    cannot run them. ``forward`` takes the same, ``backward`` those of the backward schema; an op in place has none.
     """
 
     name: str
     can_run: Callable[..., str | None]
     forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    backward: Callable[..., Any] = lambda *args: None
     native: bool = False
 
 
@@ -67,9 +67,11 @@ class _Recorded(Exception):
 
 @dataclass
 class Op:
-    """A registered op. It returns a tensor, or several of which the first is differentiable.
+    """A registered op. It returns a tensor, or several of which the first is differentiable; or it works in place.
 
-    ``schema``, ``backward_schema``: the argument lists and returns, without the trailing ``str backend``.
+    ``schema``, ``backward_schema``: the argument lists and returns, without the trailing ``str backend``. An op in place
+    overwrites its first argument, ``(Tensor(a!) x, ...) -> ()``, and stops before ``backward_schema``: autograd does not
+    record it, but is told that x has changed.
     ``preference``: device type -> names of backends in the order of automatic choice, measured.
     ``by_name_only``: backend -> why it is never chosen automatically.
     ``forward_args``: (arguments of the backward op, their number in the forward op) -> what ``can_run`` judges.
@@ -78,13 +80,13 @@ class Op:
 
     name: str
     schema: str
-    backward_schema: str
     backends: Sequence[Backend]
     preference: dict[str, tuple[str, ...]]
     fake: Callable[..., Any]
-    fake_backward: Callable[..., Any]
-    save: Callable[[Any, tuple[Any, ...], Any], None]
-    gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]]
+    backward_schema: str = ""
+    fake_backward: Callable[..., Any] = lambda *args: None
+    save: Callable[[Any, tuple[Any, ...], Any], None] = lambda *args: None
+    gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]] = lambda *args: ()
     by_name_only: dict[str, str] = field(default_factory=dict)
     forward_args: Callable[[tuple[Any, ...], int], tuple[Any, ...]] = lambda args, count: args[1 : 1 + count]
 
@@ -96,6 +98,8 @@ class Op:
             (self.name, self.schema, self._forward, self._fake),
             (f"{self.name}_backward", self.backward_schema, self._backward, lambda *args: self.fake_backward(*args[:-1])),
         ):
+            if not schema:
+                continue
             arguments, returns = schema.split(" -> ")
             LIBRARY.define(f"{name}{arguments[:-1]}, str backend) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
             LIBRARY.impl(name, run, "CUDA")
@@ -105,10 +109,14 @@ class Op:
             else:
                 LIBRARY.impl(name, run, "CPU")
             torch.library.register_fake(f"i2v_kernels::{name}", fake, lib=LIBRARY)
-        LIBRARY.impl(self.name, self._autograd, "Autograd")
         self.forward_op = getattr(torch.ops.i2v_kernels, self.name).default
-        self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
-        self._function = _autograd_function(self)
+        if self.backward_schema:
+            self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
+            self._function = _autograd_function(self)
+            LIBRARY.impl(self.name, self._autograd, "Autograd")
+        else:
+            LIBRARY.impl(self.name, self._in_place, "Autograd")
+            LIBRARY.impl(self.name, self._in_place, "ADInplaceOrView")  # all that inference mode leaves of autograd
 
     def __call__(self, *args: Any, backend: str | None) -> Any:
         """Run the op; ``backend=None`` chooses."""
@@ -122,6 +130,8 @@ class Op:
             return self.forward_op(*args, backend)  # _fake looks whether the backend can run
         if backend:
             self.choose(args, backend)
+        if not self.backward_schema:
+            return self._in_place(*args, backend)
         if torch.is_grad_enabled():
             return self.forward_op(*args, backend)
         with torch._C._AutoDispatchBelowAutograd():  # nothing to record: spare the way through Python that would find so
@@ -173,6 +183,17 @@ class Op:
             return self._function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return self.forward_op(*args)
+
+    def _in_place(self, *args: Any) -> None:
+        if torch.is_grad_enabled() and args[0].requires_grad:
+            first = self.forward_op._schema.arguments[0].name
+            raise ValueError(
+                f"{self.name}: {first}.requires_grad=True, but autograd cannot record what overwrites {first}: "
+                f"use {self.name.removesuffix('_')}, or torch.no_grad()"
+            )
+        torch.autograd.graph.increment_version(args[0])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            self.forward_op(*args)
 
     @property
     def _arity(self) -> int:

@@ -35,6 +35,20 @@ def same_place(op: str, name: str, value: Tensor, like: Tensor) -> None:
         raise ValueError(f"{op}: {name} is on {value.device}, but the first argument is on {like.device}")
 
 
+def no_overlap(op: str, name: str, value: Tensor) -> None:
+    """No two elements in the same memory: each dimension steps over all that lies within it."""
+    if value.is_contiguous():
+        return
+    dims = [(stride, size) for stride, size in zip(value.stride(), value.shape) if size > 1]
+    for i, (stride, _) in enumerate(dims):
+        within = sum((n - 1) * s for j, (s, n) in enumerate(dims) if s < stride or (s == stride and j < i))
+        if stride <= within:
+            raise ValueError(
+                f"{op}: {name}.stride()={tuple(value.stride())} with shape {tuple(value.shape)}: elements share memory, but "
+                f"are overwritten; pass {name}.clone()"
+            )
+
+
 def integer(op: str, name: str, value: object, low: int | None = None, high: int | None = None) -> int:
     """An int in [low, high]."""
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):

@@ -22,12 +22,15 @@ def _samples() -> list[Sample]:
         Sample("all channels", (x, [(12, -1), (12, 1)])),
         Sample("odd groups, far", (randn(2, 6, 3, 33), [(5, 2), (1, -3), (0, 4), (7, 9), (11, -9)]), {"padding": "edge"}),
         Sample("far, wrap", (randn(2, 6, 3, 33), [(5, 2), (1, -3), (7, 13)]), {"padding": "wrap"}),
+        Sample("every third token", (randn(2, 5, 12, 24), tsm), {"tokens": (1, 12, 3), "padding": "edge"}),
+        Sample("a step beyond the tokens", (x, tsm), {"tokens": (2, 5, 9)}),
+        Sample("residual", (x, tsm), {"residual": True}),
+        Sample("residual, wrap", (x, tsm), {"residual": True, "padding": "wrap"}),
+        Sample("residual, edge", (randn(2, 6, 3, 33), [(5, 2), (7, 9), (11, -9)]), {"residual": True, "padding": "edge"}),
+        Sample("residual, edge, every other token", (x, tsm), {"residual": True, "padding": "edge", "tokens": (1, 5, 2)}),
+        Sample("residual, sequence first", (sequence_first(x), tsm), {"residual": True, "tokens": (0, 1)}),
         Sample("no groups", (x, [])),
         Sample("sequence first", (sequence_first(x), tsm)),
-        Sample("residual", (x, tsm), {"residual": True}),
-        Sample("residual, edge, every second token", (x, tsm), {"residual": True, "padding": "edge", "tokens": (1, 5, 2)}),
-        Sample("residual, wrap", (sequence_first(x), [(5, 3), (7, -2)]), {"residual": True, "padding": "wrap"}),
-        Sample("every third token", (x, [(24, 1)]), {"padding": "edge", "tokens": (1, 5, 3)}),
         Sample("one frame", (x[:, :1], tsm), {"padding": "edge"}),
         Sample("no frames", (x[:, :0], tsm)),
         Sample("no tokens", (x[:, :, :0], tsm)),
@@ -39,6 +42,7 @@ def _models(clips: int) -> list[Sample]:
     return [
         Sample("TSM ViT-B/16 T=8", (randn(clips, 8, 197, 768), [(96, -1), (96, 1)])),
         Sample("ZeroI2V ViT-B/16 T=8", (randn(clips, 8, 197, 768), [(64, 1), (64, -1)]), {"padding": "edge"}),
+        Sample("TSM ViT-B/16 T=8, residual", (randn(clips, 8, 197, 768), [(96, -1), (96, 1)]), {"residual": True}),
     ]
 
 
@@ -52,14 +56,18 @@ def _bad() -> list[Any]:
         ("a half offset", (x, [(3, 0.5)]), {}, TypeError, "groups[0][1]=0.5"),
         ("no pair", (x, [3]), {}, TypeError, "groups[0]=3"),
         ("unknown padding", (x, [(3, 1)]), {"padding": "zero"}, ValueError, "padding='zero'"),
-        ("tokens by no step", (x, [(3, 1)]), {"tokens": (0, 5, 0)}, ValueError, "tokens[2]=0"),
-        ("four numbers for tokens", (x, [(3, 1)]), {"tokens": (0, 5, 1, 2)}, TypeError, "tokens=(0, 5, 1, 2)"),
-        ("residual as a number", (x, [(3, 1)]), {"residual": 1}, TypeError, "residual=1"),
         ("tokens out of range", (x, [(3, 1)]), {"tokens": (0, 6)}, ValueError, "tokens[1]=6"),
+        ("tokens that are no range", (x, [(3, 1)]), {"tokens": (0, 5, 1, 1)}, TypeError, "tokens=(0, 5, 1, 1)"),
+        ("a step of none", (x, [(3, 1)]), {"tokens": (0, 5, 0)}, ValueError, "tokens[2]=0"),
+        ("a residual that is no bool", (x, [(3, 1)]), {"residual": 1}, TypeError, "residual=1"),
         ("channels apart", (x.transpose(2, 3), [(3, 1)]), {}, ValueError, "stride"),
         ("unknown backend", (x, [(3, 1)]), {"backend": "magic"}, ValueError, "backend='magic'"),
         ("backend that cannot", (x, [(3, 1)]), {"backend": "cuda"}, NotImplementedError, "the tensor is on cpu"),
     ]
 
 
-INFO = OpInfo("token_shift", token_shift, _samples, _models, _bad, inputs_and_output, lambda sample: 0, exact=True)
+def _flops(sample: Sample) -> int:
+    return sample.args[0].numel() if sample.kwargs.get("residual") else 0
+
+
+INFO = OpInfo("token_shift", token_shift, _samples, _models, _bad, inputs_and_output, _flops, exact=True)

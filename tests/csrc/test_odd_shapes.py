@@ -70,10 +70,12 @@ def test_temporal_attention_at_its_limits(dtype):
 def test_token_shift(dtype):
     torch.manual_seed(0)
     groupings = ([(4, 1), (4, -1)], [(3, -2), (1, 20), (28, -20)], [(1, 2**62), (1, -(2**62))])
-    for padding, tokens, groups in itertools.product(("zeros", "edge", "wrap"), (None, (1, 4)), groupings):
-        for frames in (1, 2, 8):
-            kwargs = {"groups": groups, "padding": padding, "tokens": tokens}
-            check(i2v.token_shift, (torch.randn(2, frames, 5, 33),), kwargs, dtype)
+    for padding, tokens, groups in itertools.product(("zeros", "edge", "wrap"), (None, (1, 4), (0, 5, 2)), groupings):
+        for frames, residual in itertools.product((1, 2, 8), (False, True)):
+            x, kwargs = torch.randn(2, frames, 5, 33), {"groups": groups, "padding": padding, "tokens": tokens}
+            check(i2v.token_shift, (x,), {**kwargs, "residual": residual}, dtype)
+            want = i2v.token_shift(x.to(dtype), **kwargs)
+            assert torch.equal(i2v.token_shift_(x.to(dtype), **kwargs, backend="cpu"), want)
 
 
 def test_temporal_conv(dtype):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from test_correct import compare, run
 from test_temporal_attention import log_sum_exp
-from test_token_shift_in_place import device, test_any_frames_offset_and_stride, test_in_place  # noqa: F401
+from test_token_shift_in_place import CALLS as IN_PLACE
+from test_token_shift_in_place import same_bits_as_out_of_place, takes_what_is_empty, writes_nothing_else
 
+import i2v_kernels as i2v
 from i2v_kernels.ops.base import OPS
 from i2v_kernels.testing import OPINFOS, Sample
 
@@ -66,11 +68,30 @@ def test_log_sum_exp(info, sample):
     log_sum_exp(sample, torch.float32, "triton")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype, residual", [(torch.float64, False), (torch.float64, True), (torch.bfloat16, False)])
 @pytest.mark.parametrize("padding", ["zeros", "edge", "wrap"])
-def test_token_shift_in_any_dtype(dtype, padding):
-    sample = Sample("", (randn(1, 4, 2, 24), [(3, 1), (5, -2)]), {"padding": padding})
+def test_token_shift_in_any_dtype(padding, dtype, residual):
+    """But sums in bfloat16, which the interpreter rounds toward zero."""
+    sample = Sample("", (randn(1, 4, 2, 24), [(3, 1), (5, -2)]), {"padding": padding, "residual": residual})
     compare(INFOS["token_shift"], sample, dtype, "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("padding", ["zeros", "edge", "wrap"])
+@pytest.mark.parametrize("call", IN_PLACE)
+def test_token_shift_in_place(call, padding, dtype):
+    same_bits_as_out_of_place(call, padding, dtype, "triton")
+
+
+def test_token_shift_in_place_at_its_limits():
+    """Tiles of one load's width, several of them; nothing written beside them; nothing to do; too long a clip."""
+    x = randn(1, 1000, 1, 24).float()
+    want = i2v.token_shift(x, [(9, 3), (11, -1)], backend="reference")
+    assert torch.equal(i2v.token_shift_(x, [(9, 3), (11, -1)], backend="triton"), want)
+    writes_nothing_else("triton")
+    takes_what_is_empty("triton")
+    with pytest.raises(NotImplementedError, match="T=1025: the kernel in place takes at most 1024"):
+        i2v.token_shift_(torch.zeros(1, 1025, 1, 4), [(1, 1)], backend="triton")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -132,9 +132,11 @@ def test_more_rows_than_other_kernels_can_count(info):
 
 
 @needs_extension
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("padding", ["zeros", "edge", "wrap"])
-def test_token_shift_around_the_cache(padding):
+def test_token_shift_around_the_cache(padding, residual):
     """Sizes that end within a vector and a block of tokens; some tokens stay."""
     info = next(info for info in OPINFOS if info.name == "token_shift")
     call = (torch.randn(2, 5, 37, 12_345), [(97, -1), (96, 1), (33, 3)])
-    compare(info, Sample("", call, {"padding": padding, "tokens": (1, 30)}), torch.float32, "cpu")
+    kwargs = {"padding": padding, "tokens": (1, 30, 2), "residual": residual}
+    compare(info, Sample("", call, kwargs), torch.float32, "cpu")

@@ -29,7 +29,7 @@ def test_opcheck(info, sample):
     call = schema_args(info, sample.to(torch.float32, requires_grad=True))
     op = getattr(torch.ops.i2v_kernels, info.name).default
     utils = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if sample.name in ("plain", "everything", "tsm", "(3,1,1)", "copied prefix", "sequence first"):
+    if sample.name in ("plain", "everything", "tsm", "(3,1,1)", "copied prefix", "sequence first", "residual"):
         utils.append("test_aot_dispatch_dynamic")
     torch.library.opcheck(op, call, test_utils=utils)
 

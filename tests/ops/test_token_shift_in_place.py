@@ -1,4 +1,4 @@
-"""``token_shift_`` against the definition: every backend that runs here, values, memory beside it, refusals, compile."""
+"""``token_shift_`` against ``token_shift``: values, memory that must stay, what autograd hears of it, what it refuses."""
 
 from __future__ import annotations
 
@@ -9,100 +9,181 @@ import torch
 
 import i2v_kernels as i2v
 from i2v_kernels import _extension
-from i2v_kernels.ops.base import INTERPRETED
-from i2v_kernels.testing import OPINFOS
+from i2v_kernels.testing.opinfo import randn, sequence_first
 
-INFO = next(info for info in OPINFOS if info.name == "token_shift")
-PADDINGS = ["zeros", "edge", *([] if INTERPRETED else ["wrap"])]  # no direction to walk in: not by Triton
-SAMPLES = [s for s in INFO.samples() if "residual" not in s.kwargs and s.kwargs.get("padding", "zeros") in PADDINGS]
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 needs_extension = pytest.mark.skipif(_extension.why_no_cpu() is not None, reason=str(_extension.why_no_cpu()))
-BACKENDS = ["triton"] if INTERPRETED else ["reference", pytest.param("cpu", marks=needs_extension)]
+each_backend = pytest.mark.parametrize(
+    "backend, device",
+    [
+        ("reference", "cpu"),
+        pytest.param("cpu", "cpu", marks=needs_extension),
+        pytest.param("triton", "cuda", marks=pytest.mark.gpu),
+    ],
+)
+TSM = [(6, -1), (6, 1)]
+CALLS = {
+    "tsm": (TSM, {}),
+    "class token": (TSM, {"tokens": (0, 1)}),
+    "every third token": (TSM, {"tokens": (1, 7, 3)}),
+    "no tokens": (TSM, {"tokens": (2, 2)}),
+    "all channels": ([(12, 3), (12, -3)], {}),
+    "odd groups, far": ([(5, 2), (1, -3), (0, 4), (7, 9), (3, 0), (8, -9)], {}),
+    "no groups": ([], {}),
+}
 
 
-@pytest.fixture(params=["cpu", *([] if INTERPRETED else [pytest.param("cuda", marks=pytest.mark.gpu)])])
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
-    return request.param
+def same_bits_as_out_of_place(call, padding, dtype, backend, device="cpu"):
+    groups, options = CALLS[call]
+    for frames, layout in itertools.product((1, 2, 6, 8), (torch.clone, sequence_first)):
+        x = layout(randn(2, frames, 7, 24))
+        x = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=device).copy_(x)
+        want = i2v.token_shift(x, groups, padding=padding, **options, backend="reference")
+        out = i2v.token_shift_(x, groups, padding=padding, **options, backend=backend)
+        assert out is x and torch.equal(x, want)
 
 
-def on(device, backend, padding):
-    """What takes the place of the C++ kernel on a GPU."""
-    if device == "cuda" and backend == "cpu":
-        return "reference" if padding == "wrap" else "triton"
-    return backend
+def writes_nothing_else(backend, device="cpu"):
+    buffer = randn(2, 5, 9, 40).to(device, torch.float32)
+    buffer[..., 22:] = float("nan")
+    want = buffer.clone()
+    i2v.token_shift_(buffer[:, :, 1:8, 8:], [(7, 1), (7, -1)], padding="edge", tokens=(2, 7, 2), backend=backend)
+    want[:, :, 3:8:2, 8:] = i2v.token_shift(want[:, :, 3:8:2, 8:], [(7, 1), (7, -1)], padding="edge", backend="reference")
+    assert torch.equal(buffer.nan_to_num(7), want.nan_to_num(7))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sample", [pytest.param(sample, id=sample.name) for sample in SAMPLES])
-def test_in_place(sample, dtype, backend, device):
-    backend = on(device, backend, sample.kwargs.get("padding"))
-    x, groups = sample.to(dtype, device).args
-    want = i2v.token_shift(x, groups, **sample.kwargs, backend="reference")
-    assert i2v.token_shift_(x, groups, **sample.kwargs, backend=backend) is x
-    assert torch.equal(x, want)
+def takes_what_is_empty(backend, device="cpu"):
+    for shape in ((0, 4, 3, 8), (2, 0, 3, 8), (2, 4, 0, 8), (2, 4, 3, 0)):
+        for padding in ("zeros", "edge", "wrap"):
+            i2v.token_shift_(torch.randn(shape, device=device), [(min(2, shape[3]), 1)], padding=padding, backend=backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_any_frames_offset_and_stride(padding, backend, device):
-    backend = on(device, backend, padding)
-    torch.manual_seed(0)
-    for frames, offset, step in itertools.product((1, 2, 6, 9), (-9, -4, -1, 1, 3, 2**40), (1, 2)):
-        wide = torch.randn(7, 2, frames, 35, device=device)
-        x = wide[..., 1:34].permute(1, 2, 0, 3)  # slices of [N, B, T, C]
-        around = wide[..., 0].clone(), wide[..., 34].clone()
-        groups, tokens = [(5, offset), (9, 0), (13, -offset)], (1, 6, step)
-        want = i2v.token_shift(x, groups, padding=padding, tokens=tokens, backend="reference")
-        i2v.token_shift_(x, groups, padding=padding, tokens=tokens, backend=backend)
-        assert torch.equal(x, want)
-        assert torch.equal(wide[..., 0], around[0]) and torch.equal(wide[..., 34], around[1])
+@each_backend
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("padding", ["zeros", "edge", "wrap"])
+@pytest.mark.parametrize("call", CALLS)
+def test_same_bits_as_out_of_place(call, padding, dtype, backend, device):
+    same_bits_as_out_of_place(call, padding, dtype, backend, device)
 
 
-def test_chooses_a_backend_and_writes_nothing_that_stays():
-    x = torch.randn(2, 4, 5, 24)
-    want = i2v.token_shift(x, [(6, -1), (6, 1)], tokens=(0, 1))
-    still = x[:, :, 1:].clone()
-    with torch.no_grad():
-        i2v.token_shift_(x.requires_grad_(), [(6, -1), (6, 1)], tokens=(0, 1))
-    assert torch.equal(x.detach(), want) and torch.equal(x[:, :, 1:].detach(), still)
-    assert x._version == 1  # autograd sees that it was written
+@each_backend
+def test_writes_nothing_else(backend, device):
+    """Of a larger buffer; NaN beside the shifted channels stays where it is and reaches no other."""
+    writes_nothing_else(backend, device)
+
+
+@each_backend
+def test_empty(backend, device):
+    takes_what_is_empty(backend, device)
+
+
+@needs_extension
+@pytest.mark.parametrize("padding", ["zeros", "edge", "wrap"])
+def test_on_several_threads(padding):
+    """More work than one thread takes; rows wider than what the rotation of "wrap" holds aside; blocks of tokens."""
+    x = randn(2, 6, 37, 1100).float()
+    want = i2v.token_shift(x, [(1000, 4), (97, -1)], padding=padding, tokens=(1, 36, 2), backend="reference")
+    assert torch.equal(i2v.token_shift_(x, [(1000, 4), (97, -1)], padding=padding, tokens=(1, 36, 2), backend="cpu"), want)
+
+
+@each_backend
+def test_autograd_is_told(backend, device):
+    """A tensor that a backward pass needs may not change unnoticed, in inference mode neither."""
+    leaf = torch.randn(1, 3, 2, 4, device=device, requires_grad=True)
+    for guard in (torch.no_grad, torch.inference_mode):
+        for shift in (
+            lambda y: i2v.token_shift_(y, [(2, 1)], backend=backend),
+            lambda y: torch.ops.i2v_kernels.token_shift_(y, [2], [1], "zeros", 0, 2, 1, backend),
+        ):
+            y = leaf.exp()
+            with guard():
+                shift(y)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.sum().backward()
+    with torch.inference_mode():
+        i2v.token_shift_(torch.randn(1, 3, 2, 4, device=device), [(2, 1)], backend=backend)
+
+
+@each_backend
+def test_refuses_to_be_recorded(backend, device):
+    x = torch.randn(1, 3, 2, 4, device=device, requires_grad=True)
+    for y in (x, x * 2):
+        with pytest.raises(ValueError, match=r"token_shift_: x\.requires_grad=True"):
+            i2v.token_shift_(y, [(2, 1)], backend=backend)
+        with pytest.raises(ValueError, match=r"token_shift_: x\.requires_grad=True"):
+            torch.ops.i2v_kernels.token_shift_(y, [2], [1], "zeros", 0, 2, 1, backend)
 
 
 @pytest.mark.parametrize(
-    ("x", "options", "exception", "text"),
-    (
-        (torch.randn(1, 2, 3, 8, requires_grad=True), {}, ValueError, "x.requires_grad=True"),
-        (torch.randn(1, 1, 3, 8).expand(1, 4, 3, 8), {}, ValueError, "x.stride()=(24, 0, 8, 1) overlaps itself"),
-        (torch.randn(100).as_strided((1, 4, 3, 8), (24, 2, 8, 1)), {}, ValueError, "overlaps itself"),
-        (torch.randn(1, 2, 3), {}, ValueError, "x.shape=(1, 2, 3)"),
-        (torch.randn(1, 2, 3, 8), {"padding": "zero"}, ValueError, "padding='zero'"),
-        (torch.randn(1, 2, 3, 8), {"tokens": (0, 4)}, ValueError, "tokens[1]=4"),
-        (torch.randn(1, 2, 3, 8), {"backend": "magic"}, ValueError, "backend='magic'"),
-        (torch.randn(1, 2, 3, 8), {"backend": "cuda"}, NotImplementedError, "has no such backend"),
-    ),
+    "x",
+    [
+        torch.zeros(1, 4, 5, 24).expand(2, 4, 5, 24),
+        torch.zeros(2, 4, 1, 24).expand(2, 4, 5, 24),
+        torch.zeros(9, 5, 24).unfold(0, 4, 2).permute(0, 3, 1, 2),  # clips that share frames
+    ],
+    ids=["clips", "tokens", "sliding windows"],
 )
-def test_refuses(x, options, exception, text):
-    before = x.detach().clone()
+def test_refuses_shared_memory(x):
+    with pytest.raises(ValueError, match=r"token_shift_: x\.stride\(\)=.*share memory"):
+        i2v.token_shift_(x, TSM)
+
+
+def test_takes_any_memory_of_its_own():
+    clip = torch.zeros(4, 5, 24)
+    for x in (clip.expand(1, -1, -1, -1), clip[None, ::2, 1:], clip.permute(1, 0, 2)[None], clip[None, ..., :1]):
+        i2v.token_shift_(x, [(1, 1)])
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "exception", "text"),
+    [
+        ([(20, 1), (5, 1)], {}, ValueError, "name 25 channels"),
+        ([(3, 1)], {"padding": "zero"}, ValueError, "padding='zero'"),
+        ([(3, 1)], {"tokens": (0, 6)}, ValueError, "tokens[1]=6"),
+        ([(3, 1)], {"tokens": (0, 5, 0)}, ValueError, "tokens[2]=0"),
+        ([(3, 1)], {"backend": "cuda"}, NotImplementedError, "no such backend"),
+    ],
+)
+def test_bad_input(groups, options, exception, text):
     with pytest.raises(exception) as raised:
-        i2v.token_shift_(x, [(2, 1)], **options)
-    assert text in str(raised.value) and "token_shift_: " in str(raised.value)
-    assert torch.equal(x.detach(), before)
+        i2v.token_shift_(torch.randn(2, 4, 5, 24), groups, **options)
+    assert text in str(raised.value) and "token_shift_:" in str(raised.value)
 
 
-def test_opcheck_and_compile():
-    x = torch.randn(2, 4, 5, 24)
-    arguments = (x, [6, 6], [-1, 1], "edge", 0, 5, 2, "")
-    torch.library.opcheck(torch.ops.i2v_kernels.token_shift_.default, arguments, test_utils=["test_schema", "test_faketensor"])
+@needs_extension
+def test_a_direct_call_stays_within_its_tensor():
+    x = torch.randn(1, 3, 2, 4)
+    op = torch.ops.i2v_kernels.token_shift_
+    for channels, *tokens in ((5, 0, 2, 1), (2, 0, 3, 1), (2, 0, 2, 0), (2, -1, 2, 1)):
+        with pytest.raises(RuntimeError, match="token_shift"):
+            op(x, [channels], [1], "zeros", *tokens, "cpu")
+
+
+def test_opcheck():
+    for padding in ("zeros", "edge", "wrap"):
+        call = (torch.randn(2, 4, 5, 24), [6, 6], [-1, 1], padding, 1, 5, 2, "")
+        torch.library.opcheck(torch.ops.i2v_kernels.token_shift_.default, call)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile(backend, dynamic):
+    """Of an argument, which changes, and of what the function made itself; any layout."""
     torch._dynamo.reset()
 
-    @torch.compile(fullgraph=True)
     def step(x):
-        y = x * 2
-        i2v.token_shift_(y, [(6, -1), (6, 1)], padding="edge", tokens=(0, 5, 2))
-        return y + 1
+        own = x * 2
+        i2v.token_shift_(own, TSM, tokens=(0, 1))
+        return own + i2v.token_shift_(x, TSM, padding="edge")
 
-    with torch.no_grad():
-        want = i2v.token_shift(x * 2, [(6, -1), (6, 1)], padding="edge", tokens=(0, 5, 2)) + 1
-        torch.testing.assert_close(step(x), want)
+    compiled = torch.compile(step, fullgraph=True, backend=backend, dynamic=dynamic)
+    for clips, layout in ((2, torch.clone), (3, torch.clone), (2, sequence_first)):
+        x = layout(randn(clips, 4, 5, 24)).float()
+        y = x.clone()
+        with torch.no_grad():
+            assert torch.equal(compiled(x), step(y)) and torch.equal(x, y)
+
+
+def test_explain():
+    explained = i2v.explain(i2v.token_shift_, torch.randn(1, 3, 2, 4), [(2, 1)])
+    assert explained.backend in ("cpu", "reference") and explained.reasons["cuda"].startswith("cannot: ")

@@ -1,4 +1,3 @@
-from .in_place import token_shift_
-from .op import token_shift
+from .op import token_shift, token_shift_
 
 __all__ = ["token_shift", "token_shift_"]

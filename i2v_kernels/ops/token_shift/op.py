@@ -1,8 +1,13 @@
-"""The op ``token_shift``: public function, checks, backends, autograd. Kernels: see README.md beside this file."""
+"""The ops ``token_shift`` and, in place, ``token_shift_``: public functions, checks, backends, autograd.
+
+Kernels: see README.md beside this file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,8 +18,11 @@ from ..base import Backend, Op, cpu_backend, empty_dense_like, reference_backend
 from . import reference
 
 NAME = "token_shift"
+IN_PLACE = "token_shift_"
 PADDINGS = ("zeros", "edge", "wrap")
 MAX_GROUPS = 8  # held in kernel parameters
+MAX_FRAMES = 1024  # held in a program's registers by the Triton kernel in place
+Tokens = tuple[int, int] | tuple[int, int, int] | None
 
 
 def token_shift(
@@ -22,41 +30,73 @@ def token_shift(
     groups: Sequence[tuple[int, int]],
     *,
     padding: str = "zeros",
-    tokens: tuple[int, ...] | None = None,
+    tokens: Tokens = None,
     residual: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Groups of channels taken from neighbouring frames.
 
     ``out[b, t, n, c] = x[b, t - offset(c), n, c]``: offset 1 brings the previous frame, -1 the next. The shift of TSM (arXiv
-    1811.08383), TokShift (2108.02432), ActionCLIP, Side4Video and ZeroI2V; ``i2v_kernels.nn`` has each by name.
+    1811.08383), TokShift (2108.02432), ActionCLIP, Side4Video, ZeroI2V and TS2-Net; ``i2v_kernels.nn`` has each by name.
 
     Args:
         x: ``[B, T, N, C]``, float64, float32, bfloat16 or float16, last stride 1.
         groups: ``(channels, offset)`` pairs, from channel 0 on; channels not named stay.
         padding: what a frame outside the clip gives: "zeros", "edge" (the first or last frame) or "wrap" (t modulo T).
-        tokens: ``(start, stop)`` or ``(start, stop, step)``: only these tokens are shifted, the others stay; None shifts all.
-        residual: ``x + out`` instead of ``out``, for all channels and tokens, those that stay too.
+        tokens: ``(start, stop)`` or ``(start, stop, step)``: only the tokens of this range are shifted, the others stay; None
+            shifts all.
+        residual: ``out = x + token_shift(x)``. What stays is its own shift, so channels not named and tokens outside ``tokens``
+            come out twice as large.
         backend: "reference", "cpu", "triton" or "cuda"; None chooses (see ``i2v_kernels.explain``).
 
     Returns:
-        ``[B, T, N, C]`` in x's dtype, its dimensions in x's order in memory; bit-exact copies, sums in float32 (float64 for
-        float64) rounded once. ``torch.autocast`` changes nothing. The gradient is the adjoint shift: no tensor is saved.
+        ``[B, T, N, C]`` in x's dtype, its dimensions in x's order in memory; bit-exact copies, or with ``residual`` sums
+        in float32 (float64 for float64), rounded once. ``torch.autocast`` changes nothing. The gradient is the adjoint
+        shift: no tensor is saved.
 
     Raises:
         TypeError, ValueError: an argument of a wrong type, dtype, shape or stride; groups that name more than C channels.
         NotImplementedError: the named backend cannot run this call; the text says why.
     """
-    arguments = check(NAME, x, groups, padding, tokens)
     if not isinstance(residual, bool):
-        raise TypeError(f"{NAME}: residual={residual!r} must be a bool")
-    return _OP(x, *arguments, residual, backend=backend)
+        raise TypeError(f"{NAME}: residual={residual!r} must be True or False")
+    return _OP(x, *_checked(NAME, x, groups, padding, tokens), residual, backend=backend)
 
 
-def check(
-    op: str, x: Tensor, groups: Sequence[tuple[int, int]], padding: str, tokens: tuple[int, ...] | None
+def token_shift_(
+    x: Tensor,
+    groups: Sequence[tuple[int, int]],
+    *,
+    padding: str = "zeros",
+    tokens: Tokens = None,
+    backend: str | None = None,
+) -> Tensor:
+    """``token_shift`` in place, for inference: only the channels and tokens that are shifted are read and written.
+
+    For TSM that is a quarter of the bytes, for the class token of TokShift a 197th.
+
+    Args:
+        x: as in ``token_shift``; no two of its elements may share memory, as those of an expanded tensor do.
+        groups, padding, tokens: as in ``token_shift``.
+        backend: "reference", "cpu" or "triton"; None chooses (see ``i2v_kernels.explain``).
+
+    Returns:
+        x itself.
+
+    Raises:
+        TypeError, ValueError: as ``token_shift``; x overlaps itself; x requires a gradient and autograd is recording.
+        NotImplementedError: the named backend cannot run this call; the text says why.
+    """
+    arguments = _checked(IN_PLACE, x, groups, padding, tokens)
+    checks.no_overlap(IN_PLACE, "x", x)
+    _IN_PLACE(x, *arguments, backend=backend)
+    return x
+
+
+def _checked(
+    op: str, x: Tensor, groups: Sequence[tuple[int, int]], padding: str, tokens: Tokens
 ) -> tuple[list[int], list[int], str, int, int, int]:
-    """Checks a shift; returns the groups' channels and offsets, the padding, and start, stop and step of the tokens."""
+    """The arguments that both ops take, as their schemas have them."""
     checks.tensor(op, "x", x, (None,) * 4, "[B, T, N, C]")
     checks.one_of(op, "padding", padding, PADDINGS)
     channels, offsets = [], []
@@ -73,23 +113,33 @@ def check(
             raise TypeError(f"{op}: tokens={tokens!r} must be (start, stop) or (start, stop, step)")
         start = checks.integer(op, "tokens[0]", tokens[0], low=0, high=stop)
         stop = checks.integer(op, "tokens[1]", tokens[1], low=start, high=stop)
-        step = checks.integer(op, "tokens[2]", tokens[2], low=1) if len(tokens) == 3 else 1
+        if len(tokens) == 3:
+            step = checks.integer(op, "tokens[2]", tokens[2], low=1)
     return channels, offsets, padding, start, stop, step
 
 
-def _cuda(adjoint: bool) -> Any:
-    def run(x: Tensor, channels: Any, offsets: Any, padding: str, *rest: Any) -> Tensor:
-        out = empty_dense_like(x)
-        _extension.compiled("token_shift")(x, out, channels, offsets, PADDINGS.index(padding), *rest, adjoint)
-        return out
-
-    return run
+def _cuda(x: Tensor, channels: Any, offsets: Any, padding: str, *rest: Any, adjoint: bool) -> Tensor:
+    out = empty_dense_like(x)
+    _extension.compiled("token_shift")(x, out, channels, offsets, PADDINGS.index(padding), *rest, adjoint)
+    return out
 
 
 def _triton_limits(x: Tensor, channels: Any, *_: Any) -> str | None:
     if len(channels) > MAX_GROUPS:
         return f"{len(channels)} groups: the kernels take at most {MAX_GROUPS}"
     return None
+
+
+def _triton_in_place_limits(x: Tensor, channels: Any, *_: Any) -> str | None:
+    if x.shape[1] > MAX_FRAMES:
+        return f"T={x.shape[1]}: the kernel in place takes at most {MAX_FRAMES} frames"
+    return _triton_limits(x, channels)
+
+
+def _triton_in_place(*args: Any) -> None:
+    from . import triton_kernels
+
+    triton_kernels.shift_in_place(*args)
 
 
 def _cuda_can_run(x: Tensor, channels: Any, *_: Any) -> str | None:
@@ -107,6 +157,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _ARGUMENTS = "int[] channels, int[] offsets, str padding, SymInt start, SymInt stop, SymInt step"
+
 _OP = Op(
     name=NAME,
     schema=f"(Tensor x, {_ARGUMENTS}, bool residual) -> Tensor",
@@ -115,7 +166,7 @@ _OP = Op(
         reference_backend(reference.forward, (0,), reference.adjoint),
         cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
-        Backend("cuda", _cuda_can_run, _cuda(adjoint=False), _cuda(adjoint=True)),
+        Backend("cuda", _cuda_can_run, partial(_cuda, adjoint=False), partial(_cuda, adjoint=True)),
     ),
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     by_name_only={"cuda": "not yet verified on a GPU (proof step 7): ask for it by name"},
@@ -124,4 +175,16 @@ _OP = Op(
     save=_save,
     gradients=_gradients,
     forward_args=lambda args, count: args,
+)
+
+_IN_PLACE = Op(
+    name=IN_PLACE,
+    schema=f"(Tensor(a!) x, {_ARGUMENTS}) -> ()",
+    backends=(
+        Backend("reference", lambda *args: None, reference.shift_in_place),
+        cpu_backend(IN_PLACE),
+        replace(triton_backend(NAME, _triton_in_place_limits), forward=_triton_in_place),
+    ),
+    preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
+    fake=lambda *args: None,
 )

@@ -9,11 +9,25 @@ from torch import Tensor
 
 
 def forward(
-    x: Tensor, channels: Sequence[int], offsets: Sequence[int], padding: str, start: int, stop: int, step: int,
-    residual: bool,
-) -> Tensor:  # fmt: skip
-    frames = x.shape[1]
+    x: Tensor,
+    channels: Sequence[int],
+    offsets: Sequence[int],
+    padding: str,
+    start: int,
+    stop: int,
+    step: int = 1,
+    residual: bool = False,
+) -> Tensor:
     out = x.clone()
+    shift_in_place(out, channels, offsets, padding, start, stop, step)
+    return x + out if residual else out
+
+
+def shift_in_place(
+    x: Tensor, channels: Sequence[int], offsets: Sequence[int], padding: str, start: int, stop: int, step: int
+) -> None:
+    """``token_shift_``: nothing is written but the channels and tokens that are shifted."""
+    frames = x.shape[1]
     first = 0
     for count, offset in zip(channels, offsets):
         source = torch.arange(frames, device=x.device) - offset
@@ -25,15 +39,20 @@ def forward(
             if padding == "zeros":
                 outside = (source < 0) | (source >= frames)
                 moved = moved.masked_fill(outside[:, None, None], 0)
-        out[:, :, start:stop:step, first : first + count] = moved
+        part.copy_(moved)
         first += count
-    return x + out if residual else out
 
 
 def adjoint(
-    grad: Tensor, channels: Sequence[int], offsets: Sequence[int], padding: str, start: int, stop: int, step: int,
-    residual: bool,
-) -> Tensor:  # fmt: skip
+    grad: Tensor,
+    channels: Sequence[int],
+    offsets: Sequence[int],
+    padding: str,
+    start: int,
+    stop: int,
+    step: int = 1,
+    residual: bool = False,
+) -> Tensor:
     """The transpose of the definition, in plain PyTorch: each frame's gradient goes back to where its value came from."""
     frames = grad.shape[1]
     out = grad.clone()
@@ -41,11 +60,11 @@ def adjoint(
     for count, offset in zip(channels, offsets):
         source = torch.arange(frames, device=grad.device) - offset
         part = grad[:, :, start:stop:step, first : first + count]
+        into = torch.zeros_like(part)
         if padding == "zeros":
             inside = (source >= 0) & (source < frames)
             part, source = part[:, inside], source[inside]
         source = source % max(frames, 1) if padding == "wrap" else source.clamp(0, max(frames - 1, 0))
-        moved = torch.zeros_like(grad[:, :, start:stop:step, first : first + count]).index_add_(1, source, part)
-        out[:, :, start:stop:step, first : first + count] = moved
+        out[:, :, start:stop:step, first : first + count] = into.index_add_(1, source, part)
         first += count
     return grad + out if residual else out
