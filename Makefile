@@ -32,6 +32,7 @@ lint: $(VENV)/.dependencies
 bench: $(VENV)/.extension  ## every op beside its peers
 	$(RUN) -m bench --json bench/results/cpu.json
 	$(RUN) -m bench --op temporal_attention --all --seconds 2 --json bench/results/cpu_temporal_attention.json
+	$(RUN) -m bench.models --json bench/results/cpu_models.json
 
 # On a machine with an NVIDIA card, without a network: its own Python holds torch and triton.
 gpu:

@@ -117,7 +117,9 @@ void token_shift_(const Tensor& x, const std::vector<int64_t> channels, const st
   const shift::Padding pad = padding_of(padding);
   std::vector<shift::Group> groups;
   int64_t end = 0;
-  for (size_t g = 0; g < channels.size(); ++g) groups.push_back({end += channels[g], shift::normal_offset(offsets[g], x.size(1), pad)});
+  for (size_t g = 0; g < channels.size(); ++g)
+    groups.push_back({end += channels[g], shift::normal_offset(offsets[g], x.size(1), pad)});
+  step = std::min(step, std::max<int64_t>(x.size(2), 1));  // no more, so that its multiples do not overflow
   const int64_t tokens = (stop - start + step - 1) / step;
   const InPlace p{x.size(1), tokens, start, step, View<3>(x), pad, groups.data(), static_cast<int64_t>(groups.size()),
                   (tokens + 15) / 16};

@@ -10,7 +10,7 @@ namespace i2v::shift {
 namespace {
 
 template <typename Thread>
-__global__ void __launch_bounds__(threads_per_block, 1) token_shift_kernel(const __grid_constant__ Launch p) {
+__global__ void __launch_bounds__(threads_per_block) token_shift_kernel(const __grid_constant__ Launch p) {
   Thread::run(p, static_cast<int64_t>(blockIdx.x) * threads_per_block + threadIdx.x);
 }
 

@@ -76,7 +76,7 @@ def test_token_shift_in_any_dtype(padding, dtype, residual):
     compare(INFOS["token_shift"], sample, dtype, "triton")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("padding", ["zeros", "edge", "wrap"])
 @pytest.mark.parametrize("call", IN_PLACE)
 def test_token_shift_in_place(call, padding, dtype):

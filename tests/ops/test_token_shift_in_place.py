@@ -26,6 +26,7 @@ CALLS = {
     "tsm": (TSM, {}),
     "class token": (TSM, {"tokens": (0, 1)}),
     "every third token": (TSM, {"tokens": (1, 7, 3)}),
+    "a step beyond the tokens": (TSM, {"tokens": (2, 7, 2**62)}),
     "no tokens": (TSM, {"tokens": (2, 2)}),
     "all channels": ([(12, 3), (12, -3)], {}),
     "odd groups, far": ([(5, 2), (1, -3), (0, 4), (7, 9), (3, 0), (8, -9)], {}),

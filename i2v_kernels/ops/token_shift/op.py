@@ -73,7 +73,7 @@ def token_shift_(
 ) -> Tensor:
     """``token_shift`` in place, for inference: only the channels and tokens that are shifted are read and written.
 
-    For TSM that is a quarter of the bytes, for the class token of TokShift a 197th.
+    That is a quarter of the bytes for TSM, a 394th for TokShift, which shifts half of one token in 197.
 
     Args:
         x: as in ``token_shift``; no two of its elements may share memory, as those of an expanded tensor do.
@@ -114,7 +114,7 @@ def _checked(
         start = checks.integer(op, "tokens[0]", tokens[0], low=0, high=stop)
         stop = checks.integer(op, "tokens[1]", tokens[1], low=start, high=stop)
         if len(tokens) == 3:
-            step = checks.integer(op, "tokens[2]", tokens[2], low=1)
+            step = min(checks.integer(op, "tokens[2]", tokens[2], low=1), max(stop - start, 1))
     return channels, offsets, padding, start, stop, step
 
 
