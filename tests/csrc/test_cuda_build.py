@@ -87,9 +87,10 @@ def test_copies_move_sixteen_bytes_with_four_loads_in_flight(sass):
         assert all(op.startswith("STG.E.128") for op in accesses[4:]), accesses
 
 
+@pytest.mark.parametrize("residual", (0, 1))
 @pytest.mark.parametrize("mangled", ("AddIdLi16E", "AddIfLi16E", "BFloat16ELi16E", "HalfELi16E"))
-def test_sums_move_sixteen_bytes(sass, mangled):
-    for code in kernels_named(sass, "token_shift_kernel", mangled):
+def test_sums_move_sixteen_bytes(sass, mangled, residual):
+    for code in kernels_named(sass, "token_shift_kernel", f"{mangled}Lb{residual}E"):
         accesses = [op for op in code if op.startswith(("LDG", "STG"))]
         assert accesses and all(op.startswith(("LDG.E.128", "STG.E.128")) for op in accesses), accesses
 

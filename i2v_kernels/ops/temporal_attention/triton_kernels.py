@@ -256,7 +256,7 @@ def _to_frames(seen: Tensor, offsets: Sequence[int]) -> Tensor:
     """Gradients of keys ``[B, Tk, N, H, D]`` as the heads saw them, to the frames that they were read from."""
     runs = [(sum(1 for _ in group) * seen.shape[4], -offset) for offset, group in itertools.groupby(offsets)]
     channels, moves = zip(*runs)
-    return token_shift.backward(seen.flatten(3), channels, moves, "edge", 0, seen.shape[2]).view(seen.shape)
+    return token_shift.backward(seen.flatten(3), channels, moves, "edge", 0, seen.shape[2], 1, False).view(seen.shape)
 
 
 def _ones(dtype: torch.dtype, backward: bool) -> Launch:
