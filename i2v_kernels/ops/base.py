@@ -76,6 +76,7 @@ class Op:
     ``by_name_only``: backend -> why it is never chosen automatically.
     ``forward_args``: (arguments of the backward op, their number in the forward op) -> what ``can_run`` judges.
     ``save``: ``(ctx, inputs, result) -> None``, ``gradients``: ``(ctx, grad) -> one gradient per input``: the autograd rule.
+    Without ``gradients`` it is ``wanted_gradients``, whose ``fake_backward`` is ``empty_grads``.
     """
 
     name: str
@@ -86,7 +87,7 @@ class Op:
     backward_schema: str = ""
     fake_backward: Callable[..., Any] = lambda *args: None
     save: Callable[[Any, tuple[Any, ...], Any], None] = lambda *args: None
-    gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]] = lambda *args: ()
+    gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]] | None = None
     by_name_only: dict[str, str] = field(default_factory=dict)
     forward_args: Callable[[tuple[Any, ...], int], tuple[Any, ...]] = lambda args, count: args[1 : 1 + count]
 
@@ -195,6 +196,13 @@ class Op:
         with torch._C._AutoDispatchBelowADInplaceOrView():
             self.forward_op(*args)
 
+    def wanted_gradients(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """What the backward op returns for the first inputs: it takes (grad, these, *ctx.rest, what else was saved, wanted)."""
+        count = len(self.backward_op._schema.returns)
+        wanted, saved = [bool(needed) for needed in ctx.needs_input_grad[:count]], ctx.saved_tensors
+        grads = self.backward_op(grad, *saved[:count], *ctx.rest, *saved[count:], wanted, ctx.backend)
+        return (*(g if want else None for g, want in zip(grads, wanted)), *[None] * (self._arity - count))
+
     @property
     def _arity(self) -> int:
         return len(self.forward_op._schema.arguments) - 1
@@ -220,7 +228,7 @@ def _autograd_function(op: Op) -> Any:
                 return (None,) * (op._arity + 1)
             if grad.stride(-1) != 1 and grad.shape[-1] != 1:
                 grad = grad.contiguous()  # expanded gradients, as from .sum()
-            return (*op.gradients(ctx, grad), None)
+            return (*(op.gradients or op.wanted_gradients)(ctx, grad), None)
 
     Function.__name__ = Function.__qualname__ = "".join(part.title() for part in op.name.split("_"))
     return Function
@@ -310,6 +318,14 @@ def empty_dense_like(x: Tensor) -> Tensor:
     """Uninitialised memory of x's shape in x's order of dimensions, the last one innermost."""
     out = torch.empty_like(x)
     return out if out.stride(-1) == 1 or out.shape[-1] == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def empty_grads(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Gradients of x and the parameters behind it, uninitialised; empty where the last argument does not want one."""
+    wanted = rest[-1]
+    parts = [empty_dense_like(x) if wanted[0] else None]
+    parts += [torch.empty_like(p, memory_format=torch.contiguous_format) if w else None for p, w in zip(rest, wanted[1:])]
+    return tuple(grad.new_empty(0) if part is None else part for part in parts)
 
 
 def memory_order(x: Tensor) -> list[int]:

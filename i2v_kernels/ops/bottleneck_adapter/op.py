@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..activations import ACTIVATIONS
-from ..base import Backend, Op, empty_dense_like, needs_gradient, reference_backend, triton_backend
+from ..base import Backend, Op, empty_grads, needs_gradient, reference_backend, triton_backend
 from . import blocks, reference
 
 NAME = "bottleneck_adapter"
@@ -92,25 +92,9 @@ def _norm(norm: Any) -> tuple[Tensor, Tensor | None, float]:
     return norm  # type: ignore[return-value]
 
 
-def _empty_grads(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
-    parameters, wanted = rest[:6], rest[-1]
-    return (
-        empty_dense_like(x) if wanted[0] else nothing,
-        *(torch.empty(p.shape, dtype=p.dtype, device=p.device) if w else nothing for p, w in zip(parameters, wanted[1:])),
-    )
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], result: Any) -> None:
     ctx.save_for_backward(*inputs[:7], result[1])
     ctx.rest = inputs[7:11]
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = [bool(needed) for needed in ctx.needs_input_grad[:7]]
-    *tensors, kept = ctx.saved_tensors
-    grads = _OP.backward_op(grad, *tensors, *ctx.rest, kept, wanted, ctx.backend)
-    return (*(g if want else None for g, want in zip(grads, wanted)), None, None, None, None, None)
 
 
 def _cpu_can_run(x: Tensor, *_: Any) -> str | None:
@@ -138,8 +122,7 @@ _OP = Op(
     ),
     preference={"cpu": ("cpu",), "cuda": ("triton", "reference")},
     fake=blocks.empty_output,
-    fake_backward=_empty_grads,
+    fake_backward=empty_grads,
     save=_save,
-    gradients=_gradients,
     forward_args=lambda args, count: (*args[1:count], False),
 )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import checks
-from ..base import Backend, Op, empty_dense_like, empty_tokens, reference_backend
+from ..base import Backend, Op, empty_grads, empty_tokens, reference_backend
 from . import library, reference
 
 NAME = "lora_linear"
@@ -59,24 +58,9 @@ def lora_linear(
     return _OP(x, weight, lora_a, lora_b, bias, float(scaling), backend=backend)
 
 
-def _empty_grads(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
-    parameters, wanted = rest[:4], rest[-1]
-    return (
-        empty_dense_like(x) if wanted[0] else nothing,
-        *(torch.empty(p.shape, dtype=p.dtype, device=p.device) if w else nothing for p, w in zip(parameters, wanted[1:])),
-    )
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
     ctx.save_for_backward(*inputs[:5])
-    ctx.scaling = inputs[5]
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = [bool(needed) for needed in ctx.needs_input_grad[:5]]
-    grads = _OP.backward_op(grad, *ctx.saved_tensors, ctx.scaling, wanted, ctx.backend)
-    return (*(g if want else None for g, want in zip(grads, wanted)), None)
+    ctx.rest = inputs[5:]
 
 
 def _empty(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
@@ -94,7 +78,6 @@ _OP = Op(
     ),
     preference={"cpu": ("library",), "cuda": ("library",)},
     fake=_empty,
-    fake_backward=_empty_grads,
+    fake_backward=empty_grads,
     save=_save,
-    gradients=_gradients,
 )

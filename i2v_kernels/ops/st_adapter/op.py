@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import checks
-from ..base import OPS, Backend, Op, empty_dense_like, empty_tokens, needs_gradient, reference_backend
+from ..base import OPS, Backend, Op, empty_dense_like, empty_grads, empty_tokens, needs_gradient, reference_backend
 from ..temporal_conv.op import check_kernel
 from . import blocks, reference
 
@@ -88,25 +87,9 @@ def _empty(x: Tensor, down_weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return empty_dense_like(x), empty_tokens(x, down_weight.shape[0]) if rest[-1] else x.new_empty(0)
 
 
-def _empty_grads(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
-    parameters, wanted = rest[:6], rest[-1]
-    return (
-        empty_dense_like(x) if wanted[0] else nothing,
-        *(torch.empty(p.shape, dtype=p.dtype, device=p.device) if w else nothing for p, w in zip(parameters, wanted[1:])),
-    )
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], result: Any) -> None:
     ctx.save_for_backward(*inputs[:7], result[1])
     ctx.rest = inputs[7:10]
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = [bool(needed) for needed in ctx.needs_input_grad[:7]]
-    *tensors, hidden = ctx.saved_tensors
-    grads = _OP.backward_op(grad, *tensors, *ctx.rest, hidden, wanted, ctx.backend)
-    return (*(g if want else None for g, want in zip(grads, wanted)), None, None, None, None)
 
 
 _ARGUMENTS = (
@@ -124,8 +107,7 @@ _OP = Op(
     ),
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
     fake=_empty,
-    fake_backward=_empty_grads,
+    fake_backward=empty_grads,
     save=_save,
-    gradients=_gradients,
     forward_args=lambda args, count: (*args[1:count], False),
 )
