@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import platform
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +25,7 @@ from torch import Tensor
 import i2v_kernels as i2v
 from i2v_kernels.testing import OPINFOS, OpInfo, Sample
 
-from .measure import TUNABLES, copy_ceiling, interleaved, product_ceiling
+from .measure import copy_ceiling, interleaved, product_ceiling, start
 from .memory import kept_for_backward, peak
 from .peers import GPU_PEERS, PEERS
 
@@ -212,6 +211,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if not TUNABLES.items() <= os.environ.items():
-        os.execve(sys.executable, sys.orig_argv, os.environ | TUNABLES)
-    sys.exit(main())
+    start(main)

@@ -7,20 +7,30 @@ them, and one that is: what ``torch.utils.benchmark`` measures in a loop over on
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 import torch
 
 WARM_SECONDS = 3e-3
 # glibc's cache for small blocks keeps the odd rest beside a large one from being joined to it again. Outputs then take turns on
 # several blocks, or stay on one that the cache holds, by chance: for one candidate and not for the next. Without it all meet
-# the same block, the one freed last. It must be in the environment when the process starts.
+# the same block, the one freed last. It must be in the environment when the process starts: ``start`` sees to it.
 TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+
+
+def start(main: Callable[[], int]) -> NoReturn:
+    """Run a bench's ``main`` as the process, begun anew with ``TUNABLES`` if it lacks them."""
+    if not TUNABLES.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, os.environ | TUNABLES)
+    sys.exit(main())
 
 
 @dataclass(frozen=True)

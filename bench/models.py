@@ -7,8 +7,6 @@ Forward of a frozen ViT-B/16 with a method's modules, in this package's kernels 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from torch import Tensor
 from i2v_models import VideoCLIP, build, load_clip
 
 from .__main__ import DTYPES, machine, save
-from .measure import TUNABLES, interleaved
+from .measure import interleaved, start
 
 METHODS = ("tokshift", "st_adapter", "aim")
 ALONE = "image model"
@@ -74,6 +72,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if not TUNABLES.items() <= os.environ.items():
-        os.execve(sys.executable, sys.orig_argv, os.environ | TUNABLES)
-    sys.exit(main())
+    start(main)

@@ -1,13 +1,23 @@
-// Activations by number, and what a GPU thread computes of them.
+// Activations by name, and what a GPU thread computes of them.
 #pragma once
 
+#include <torch/headeronly/util/Exception.h>
+
 #include <cmath>
+#include <string>
 
 #include "host_device.h"
 
 namespace i2v {
 
-enum class Activation { none, gelu, quick_gelu, relu, silu };  // i2v_kernels/ops/activations.py has the names in this order
+enum class Activation { none, gelu, quick_gelu, relu, silu };
+
+inline Activation activation_of(const std::string& name) {
+  constexpr const char* names[] = {"", "gelu", "quick_gelu", "relu", "silu"};
+  for (int i = 0; i < 5; ++i)
+    if (name == names[i]) return static_cast<Activation>(i);
+  STD_TORCH_CHECK(false, "activation '", name, "' is unknown");
+}
 
 I2V_HOST_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 

@@ -1,7 +1,5 @@
 // temporal_attention on CUDA: one launch over the warps of cuda_warp.h. The schema stands in emulated.cpp.
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-
+#include "../common/current_stream.h"
 #include "cuda_entry.h"
 
 namespace i2v::attention {
@@ -27,14 +25,6 @@ __global__ void __launch_bounds__(threads) attention_backward_kernel(const __gri
   if (index >= p.warps) return;
   DeviceWarp<BackwardLane<Frames, Bias>> warp;
   backward<T, Frames, Bias>(p, warp, index);
-}
-
-cudaStream_t current_stream() {
-  int32_t device = 0;
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_device_index(&device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
 }
 
 struct Gpu {

@@ -33,13 +33,6 @@ struct Problem {
 namespace i2v {
 namespace {
 
-Activation activation_of(const std::string& name) {
-  constexpr const char* names[] = {"", "gelu", "quick_gelu", "relu", "silu"};
-  for (int i = 0; i < 5; ++i)
-    if (name == names[i]) return static_cast<Activation>(i);
-  STD_TORCH_CHECK(false, "temporal_conv: activation '", name, "' is unknown");
-}
-
 Problem describe(const Tensor& x, const Tensor& weight, int64_t height, int64_t width, int64_t prefix,
                  const std::string& prefix_mode, int64_t dilation) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "temporal_conv: x must be a CPU tensor [B, T, N, C]");

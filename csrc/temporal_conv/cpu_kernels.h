@@ -33,12 +33,31 @@ I2V_INLINE void gather(const Problem& p, int64_t b, int64_t t, int64_t n, Taps<T
   }
 }
 
-// From the sums of a few channels to their output; extra holds the same channels. Apart from its callers, which are short
-// without it.
+template <bool Part, typename T>
+I2V_INLINE Vec<accumulate_t<T>> load_row(const T* row, int64_t left) {
+  if constexpr (Part) return load_part(row, left);
+  else return load(row);
+}
+
+template <bool Part, typename T>
+I2V_INLINE void store_row(const Problem& p, T* row, Vec<accumulate_t<T>> x, int64_t left) {
+  if constexpr (Part) store_part(row, x, left);
+  else store_or_stream(row, x, p.past_cache);
+}
+
+// Apart from its callers, which are short without it.
 template <typename A>
-__attribute__((noinline)) Vec<A> finish(const Problem& p, Vec<A> sum, Vec<A> extra) {
+__attribute__((noinline)) Vec<A> through_activation(const Problem& p, Vec<A> sum, Vec<A> extra) {
   if (p.with_extra == Extra::gradient) return activation_gradient<A>(extra, sum, p.activation);
   return activate<A>(sum, p.activation) + extra;
+}
+
+// From the sums of a few channels to their output; extra, which may be null, holds the same channels.
+template <bool Part, typename T>
+I2V_INLINE Vec<accumulate_t<T>> finish(const Problem& p, Vec<accumulate_t<T>> sum, const T* extra, int64_t left) {
+  if (!extra && p.activation == Activation::none) return sum;
+  const Vec<accumulate_t<T>> more = extra ? load_row<Part>(extra, left) : Vec<accumulate_t<T>>{};
+  return p.activation == Activation::none ? sum + more : through_activation<accumulate_t<T>>(p, sum, more);
 }
 
 template <int NV, typename T>
@@ -54,12 +73,9 @@ I2V_INLINE void convolve_vectors(const Problem& p, const Taps<T>& taps, const ac
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) sum[v] += load(taps.weight[i] + c + v * W) * load(taps.x[i] + c + v * W);
   }
-  if (p.activation != Activation::none)
-    for (int v = 0; v < NV; ++v) sum[v] = finish<A>(p, sum[v], extra ? load(extra + c + v * W) : Vec<A>{});
-  else if (extra)
-    for (int v = 0; v < NV; ++v) sum[v] += load(extra + c + v * W);
 #pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) store_or_stream(out + c + v * W, sum[v], p.past_cache);
+  for (int v = 0; v < NV; ++v)
+    store_or_stream(out + c + v * W, finish<false>(p, sum[v], extra ? extra + c + v * W : nullptr, W), p.past_cache);
 }
 
 template <typename T>
@@ -73,8 +89,7 @@ I2V_INLINE void convolve_row(const Problem& p, const Taps<T>& taps, const T* ext
   if (const int64_t left = p.channels - c; left > 0) {
     Vec<A> sum = bias ? load_part(bias + c, left) : Vec<A>{};
     for (int64_t i = 0; i < taps.count; ++i) sum += load_part(taps.weight[i] + c, left) * load_part(taps.x[i] + c, left);
-    const Vec<A> more = extra ? load_part(extra + c, left) : Vec<A>{};
-    store_part(out + c, p.activation != Activation::none ? finish<A>(p, sum, more) : extra ? sum + more : sum, left);
+    store_part(out + c, finish<true>(p, sum, extra ? extra + c : nullptr, left), left);
   }
 }
 
@@ -102,13 +117,37 @@ void convolve(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
-template <bool Part, typename T>
-I2V_INLINE Vec<accumulate_t<T>> load_row(const T* row, int64_t left) {
-  if constexpr (Part) return load_part(row, left);
-  else return load(row);
-}
+// K neighbouring frames of one token that roll through registers, NV vectors of each: every frame is read once.
+template <int K, int NV, bool Part, typename T>
+struct Window {
+  using A = accumulate_t<T>;
+  const T* x;
+  int64_t stride, frames, dilation, left;
+  Vec<A> at[K][NV];
 
-// NV vectors of one token, in one pass over its frames: K neighbouring frames roll through registers, so each is read once.
+  // Frame number k of those around frame t; zeros where there is none.
+  I2V_INLINE void load_frame(int k, int64_t t) {
+    const int64_t from = t + (k - K / 2) * dilation;
+    const bool inside = from >= 0 && from < frames;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) at[k][v] = inside ? load_row<Part>(x + from * stride + v * lanes<A>, left) : Vec<A>{};
+  }
+
+  // All but the last of the frames around t.
+  I2V_INLINE void begin(int64_t t) {
+#pragma GCC unroll 8
+    for (int k = 0; k < K - 1; ++k) load_frame(k, t);
+  }
+
+  I2V_INLINE void roll() {
+#pragma GCC unroll 8
+    for (int k = 0; k < K - 1; ++k)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) at[k][v] = at[k + 1][v];
+  }
+};
+
+// NV vectors of one token, in one pass over its frames.
 template <int K, int NV, bool Part, typename T>
 I2V_INLINE void roll_vectors(const Problem& p, int64_t b, int64_t n, int64_t c) {
   using A = accumulate_t<T>;
@@ -118,21 +157,14 @@ I2V_INLINE void roll_vectors(const Problem& p, int64_t b, int64_t n, int64_t c) 
   const T* x = row_of<const T>(p.x, b, 0, n) + c;
   const T* extra = p.with_extra != Extra::none ? row_of<const T>(p.extra, b, 0, n) + c : nullptr;
   T* out = row_of<T>(p.out, b, 0, n) + c;
-  Vec<A> window[K][NV];
+  Window<K, NV, Part, T> window{x, p.x.stride[1], p.frames, p.dilation, left};
   for (int64_t residue = 0; residue < p.dilation; ++residue) {
-#pragma GCC unroll 8
-    for (int k = 0; k < K - 1; ++k) {
-      const int64_t t = residue + (k - K / 2) * p.dilation;
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v)
-        window[k][v] = t >= 0 && t < p.frames ? load_row<Part>(x + t * p.x.stride[1] + v * W, left) : Vec<A>{};
-    }
+    window.begin(residue);
     for (int64_t t = residue; t < p.frames; t += p.dilation) {
-      const int64_t last = t + K / 2 * p.dilation;
+      window.load_frame(K - 1, t);
       Vec<A> sum[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        window[K - 1][v] = last < p.frames ? load_row<Part>(x + last * p.x.stride[1] + v * W, left) : Vec<A>{};
         sum[v] = bias ? load_row<Part>(bias + v * W, left) : Vec<A>{};
         // the next token's: too many rows at a time for the processor to foresee
         __builtin_prefetch(x + t * p.x.stride[1] + p.x.stride[2] + v * W);
@@ -142,21 +174,13 @@ I2V_INLINE void roll_vectors(const Problem& p, int64_t b, int64_t n, int64_t c) 
         const int64_t from = t + (k - K / 2) * p.dilation;
         if (from < 0 || from >= p.frames) continue;  // nothing, rather than zero times what may not be finite
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[v] += load_row<Part>(taps + k * p.channels + v * W, left) * window[k][v];
+        for (int v = 0; v < NV; ++v) sum[v] += load_row<Part>(taps + k * p.channels + v * W, left) * window.at[k][v];
       }
       const T* more = extra ? extra + t * p.extra.stride[1] : nullptr;
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        const Vec<A> e = more ? load_row<Part>(more + v * W, left) : Vec<A>{};
-        if (p.activation != Activation::none) sum[v] = finish<A>(p, sum[v], e);
-        else if (more) sum[v] += e;
-        if constexpr (Part) store_part(out + t * p.out.stride[1], sum[v], left);
-        else store_or_stream(out + t * p.out.stride[1] + v * W, sum[v], p.past_cache);
-      }
-#pragma GCC unroll 8
-      for (int k = 0; k < K - 1; ++k)
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) window[k][v] = window[k + 1][v];
+      for (int v = 0; v < NV; ++v)
+        store_row<Part>(p, out + t * p.out.stride[1] + v * W, finish<Part>(p, sum[v], more ? more + v * W : nullptr, left), left);
+      window.roll();
     }
   }
 }
@@ -248,8 +272,8 @@ void weight_sums(const Problem& p, int64_t begin, int64_t end, void* weight_out,
   }
 }
 
-// All gradients of NV vectors of one token, in one pass over its frames. The gradients of K neighbouring frames roll through
-// registers: with the turned kernel they give the gradient of the frame in their middle, with its input they add to the weight's.
+// All gradients of NV vectors of one token, in one pass over its frames. The gradients of K neighbouring frames are in the window:
+// with the turned kernel they give the gradient of the frame in their middle, with its input they add to the weight's.
 template <int K, int NV, bool Part, typename T>
 I2V_INLINE void backward_vectors(const Problem& p, int64_t b, int64_t n, int64_t c, accumulate_t<T>* weight_sums,
                                  accumulate_t<T>* bias_sums) {
@@ -261,24 +285,18 @@ I2V_INLINE void backward_vectors(const Problem& p, int64_t b, int64_t n, int64_t
   const T* x = row_of<const T>(p.x, b, 0, n) + c;
   const T* extra = p.with_extra == Extra::add ? row_of<const T>(p.extra, b, 0, n) + c : nullptr;
   T* out = row_of<T>(p.out, b, 0, n) + c;
-  Vec<A> window[K][NV], sum[K][NV] = {}, bias_sum[NV] = {};
+  Window<K, NV, Part, T> window{grad, p.grad.stride[1], p.frames, p.dilation, left};
+  Vec<A> sum[K][NV] = {}, bias_sum[NV] = {};
   for (int64_t residue = 0; residue < p.dilation; ++residue) {
-#pragma GCC unroll 8
-    for (int k = 0; k < K - 1; ++k) {
-      const int64_t t = residue + (k - K / 2) * p.dilation;
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v)
-        window[k][v] = t >= 0 && t < p.frames ? load_row<Part>(grad + t * p.grad.stride[1] + v * W, left) : Vec<A>{};
-    }
+    window.begin(residue);
     for (int64_t t = residue; t < p.frames; t += p.dilation) {
-      const int64_t last = t + K / 2 * p.dilation;
+      window.load_frame(K - 1, t);
       Vec<A> at[NV], result[NV];
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) {
-        window[K - 1][v] = last < p.frames ? load_row<Part>(grad + last * p.grad.stride[1] + v * W, left) : Vec<A>{};
         at[v] = load_row<Part>(x + t * p.x.stride[1] + v * W, left);
         result[v] = extra ? load_row<Part>(extra + t * p.extra.stride[1] + v * W, left) : Vec<A>{};
-        bias_sum[v] += window[K / 2][v];
+        bias_sum[v] += window.at[K / 2][v];
         // the next token's: too many rows at a time for the processor to foresee
         __builtin_prefetch(grad + t * p.grad.stride[1] + p.grad.stride[2] + v * W);
         __builtin_prefetch(x + t * p.x.stride[1] + p.x.stride[2] + v * W);
@@ -289,19 +307,13 @@ I2V_INLINE void backward_vectors(const Problem& p, int64_t b, int64_t n, int64_t
         if (from < 0 || from >= p.frames) continue;  // nothing, rather than zero times what may not be finite
 #pragma GCC unroll 2
         for (int v = 0; v < NV; ++v) {
-          result[v] += load_row<Part>(taps + k * p.channels + v * W, left) * window[k][v];
-          sum[k][v] += at[v] * window[k][v];
+          result[v] += load_row<Part>(taps + k * p.channels + v * W, left) * window.at[k][v];
+          sum[k][v] += at[v] * window.at[k][v];
         }
       }
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) {
-        if constexpr (Part) store_part(out + t * p.out.stride[1], result[v], left);
-        else store_or_stream(out + t * p.out.stride[1] + v * W, result[v], p.past_cache);
-      }
-#pragma GCC unroll 8
-      for (int k = 0; k < K - 1; ++k)
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) window[k][v] = window[k + 1][v];
+      for (int v = 0; v < NV; ++v) store_row<Part>(p, out + t * p.out.stride[1] + v * W, result[v], left);
+      window.roll();
     }
   }
 #pragma GCC unroll 2

@@ -1,7 +1,5 @@
 // temporal_conv on CUDA: launches over the threads of cuda_thread.h. The schema stands in emulated.cpp.
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-
+#include "../common/current_stream.h"
 #include "cuda_entry.h"
 
 namespace i2v::conv {
@@ -15,19 +13,15 @@ __global__ void __launch_bounds__(threads_per_block, 1) temporal_conv_kernel(con
 struct Gpu {
   template <typename Thread>
   static void launch(const Launch& p, Thread) {
-    int32_t device = 0;
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_device_index(&device));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    const unsigned blocks = static_cast<unsigned>(p.blocks);
-    temporal_conv_kernel<Thread><<<blocks, threads_per_block, 0, static_cast<cudaStream_t>(stream)>>>(p);
+    temporal_conv_kernel<Thread><<<static_cast<unsigned>(p.blocks), threads_per_block, 0, current_stream()>>>(p);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 };
 
 void convolve_on_device(const Tensor& x, const Tensor& weight, const std::optional<Tensor> bias,
                         const std::optional<Tensor> extra, Tensor out, const std::vector<int64_t> kernel, int64_t height,
-                        int64_t width, int64_t prefix, bool copy_prefix, int64_t dilation, int64_t activation, bool gradient) {
+                        int64_t width, int64_t prefix, bool copy_prefix, int64_t dilation, const std::string activation,
+                        bool gradient) {
   STD_TORCH_CHECK(x.is_cuda(), "temporal_conv: x must be a CUDA tensor");
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   convolve<Gpu>(x, weight, bias, extra, out, kernel, height, width, prefix, copy_prefix, dilation, activation, gradient);

@@ -5,19 +5,6 @@
 
 namespace i2v::conv {
 
-// The greatest power of two up to 16 that divides where a tensor's vectors begin.
-inline int common_width(const Tensor& t, int width) {
-  const int64_t size = t.element_size();
-  const auto narrow = [&](int64_t bytes) {
-    while (bytes % width != 0) width /= 2;
-  };
-  narrow(reinterpret_cast<int64_t>(t.data_ptr()));
-  narrow(t.size(t.dim() - 1) * size);
-  for (int64_t i = 0; i + 1 < t.dim(); ++i)
-    if (t.size(i) > 1) narrow(t.stride(i) * size);
-  return width;
-}
-
 inline Tokens tokens_of(const Tensor& t) {
   const int64_t size = t.element_size();
   return {static_cast<char*>(t.data_ptr()), {t.stride(0) * size, t.stride(1) * size, t.stride(2) * size}};
@@ -84,7 +71,7 @@ void for_thread(const Launch& p, ScalarType dtype, const Body& body) {
 template <typename Run>
 void convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor> bias, const std::optional<Tensor> extra,
               Tensor out, const std::vector<int64_t> kernel, int64_t height, int64_t width, int64_t prefix, bool copy_prefix,
-              int64_t dilation, int64_t activation, bool gradient) {
+              int64_t dilation, const std::string activation, bool gradient) {
   std::vector<Tensor> tensors{x, weight, out};
   if (bias) tensors.push_back(*bias);
   if (extra) tensors.push_back(*extra);
@@ -93,13 +80,12 @@ void convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   if (extra) check_like(*extra, x, "extra");
   check_contiguous(weight, kernel[0] * kernel[1] * kernel[2] * p.channels, x.scalar_type(), "weight");
   if (bias) check_contiguous(*bias, p.channels, x.scalar_type(), "bias");
-  STD_TORCH_CHECK(activation >= 0 && activation <= 4, "temporal_conv: activation ", activation, " is unknown");
   STD_TORCH_CHECK(extra || !gradient, "temporal_conv: no gradient is given");
   p.out = tokens_of(out);
   if (extra) p.extra = tokens_of(*extra);
   p.weight = static_cast<const char*>(weight.data_ptr());
   p.bias = bias ? static_cast<const char*>(bias->data_ptr()) : nullptr;
-  p.activation = static_cast<Activation>(activation);
+  p.activation = activation_of(activation);
   p.copy_prefix = copy_prefix, p.gradient = gradient;
   const int64_t steps = (p.frames + p.dilation - 1) / p.dilation;
   const int frames = frames_per_thread(lanes_of(p.vector_bytes, x.element_size()));
@@ -107,7 +93,7 @@ void convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   set_threads(p, p.clips * p.dilation * p.chunks * p.tokens * p.vectors);
   if (p.threads == 0) return;
   const auto run = [&](auto thread) { Run::launch(p, thread); };
-  if (extra || activation) for_thread<ConvolveAndFinish>(p, x.scalar_type(), run);
+  if (extra || p.activation != Activation::none) for_thread<ConvolveAndFinish>(p, x.scalar_type(), run);
   else for_thread<Convolve>(p, x.scalar_type(), run);
 }
 

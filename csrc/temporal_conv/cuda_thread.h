@@ -7,13 +7,12 @@
 #include <torch/headeronly/util/Half.h>
 
 #include "../common/activation.h"
-#include "../common/tensor.h"
+#include "../common/vector_width.h"
 
 namespace i2v::conv {
 
 constexpr int threads_per_block = 128;
 constexpr int sums_per_thread = 32;  // outputs whose sums a thread holds: a frame is loaded once for all taps in time
-constexpr int widest = 16;            // bytes of the widest load and store
 
 // A tensor [B, T, N, C]; strides of clip, frame and token in bytes.
 struct Tokens {

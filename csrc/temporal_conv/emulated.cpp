@@ -18,7 +18,7 @@ struct Emulator {
 STABLE_TORCH_LIBRARY_FRAGMENT(i2v_kernels_C, m) {
   m.def(
       "temporal_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? extra, Tensor(a!) out, int[] kernel, int height, int width, "
-      "int prefix, bool copy_prefix, int dilation, int activation, bool gradient) -> ()");
+      "int prefix, bool copy_prefix, int dilation, str activation, bool gradient) -> ()");
   m.def(
       "temporal_conv_weight_sums(Tensor grad, Tensor x, Tensor(a!) weight_sums, Tensor(b!) bias_sums, int[] kernel, int height, "
       "int width, int prefix, int dilation) -> ()");

@@ -1,9 +1,7 @@
 // token_shift on CUDA: one launch over the threads of cuda_thread.h. The schema stands in emulated.cpp.
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-
 #include <limits>
 
+#include "../common/current_stream.h"
 #include "cuda_thread.h"
 
 namespace i2v::shift {
@@ -21,11 +19,8 @@ void token_shift(const Tensor& x, Tensor out, const std::vector<int64_t> channel
   if (p.threads == 0) return;
   STD_TORCH_CHECK(p.blocks <= std::numeric_limits<int32_t>::max(), "token_shift: ", p.blocks, " blocks are too many");
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   for_thread(p, x.scalar_type(), [&](auto thread) {
-    token_shift_kernel<decltype(thread)>
-        <<<static_cast<unsigned>(p.blocks), threads_per_block, 0, static_cast<cudaStream_t>(stream)>>>(p);
+    token_shift_kernel<decltype(thread)><<<static_cast<unsigned>(p.blocks), threads_per_block, 0, current_stream()>>>(p);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }

@@ -8,14 +8,13 @@
 #include <type_traits>
 #include <vector>
 
-#include "../common/tensor.h"
+#include "../common/vector_width.h"
 #include "index.h"
 
 namespace i2v::shift {
 
 constexpr int threads_per_block = 256;
 constexpr int frames_per_thread = 4;  // independent loads in flight before the first store
-constexpr int widest = 16;            // bytes of the widest load and store
 
 // A row of C channels is cut into `vectors` vectors of `vector_bytes` bytes that cross no group boundary.
 // Strides are bytes, of clip, frame and token; the groups' stops are in vectors.
@@ -134,14 +133,6 @@ I2V_HOST_DEVICE void sum_frames(const Launch& p, int64_t thread) {
   }
 }
 
-// The greatest power of two up to `widest` that divides all the bytes.
-inline int common_width(const std::vector<int64_t>& bytes) {
-  int width = widest;
-  for (const int64_t n : bytes)
-    while (n % width != 0) width /= 2;
-  return width;
-}
-
 // Checks the arguments and describes the launch.
 inline Launch describe(const Tensor& x, const Tensor& out, const std::vector<int64_t>& channels,
                        const std::vector<int64_t>& offsets, int64_t padding, int64_t start, int64_t stop, int64_t step,
@@ -162,19 +153,16 @@ inline Launch describe(const Tensor& x, const Tensor& out, const std::vector<int
   p.readers = adjoint && p.padding == edge;
   p.residual = residual;
   const int64_t size = x.element_size();
-  std::vector<int64_t> bytes{reinterpret_cast<int64_t>(p.x), reinterpret_cast<int64_t>(p.out), x.size(3) * size};
-  for (int i = 0; i < 3; ++i) {
-    p.x_stride[i] = x.stride(i) * size, p.out_stride[i] = out.stride(i) * size;
-    if (x.size(i) > 1) bytes.insert(bytes.end(), {p.x_stride[i], p.out_stride[i]});
-  }
+  for (int i = 0; i < 3; ++i) p.x_stride[i] = x.stride(i) * size, p.out_stride[i] = out.stride(i) * size;
+  p.vector_bytes = common_width(out, common_width(x, widest));
   int64_t end = 0;
   for (size_t i = 0; i < channels.size(); ++i) {
-    bytes.push_back((end += channels[i] > 0 ? channels[i] : 0) * size);
+    end += channels[i] > 0 ? channels[i] : 0;
+    p.vector_bytes = common_width(end * size, p.vector_bytes);
     const int64_t offset = normal_offset(offsets[i], p.frames, p.padding);
     p.groups[i] = {end * size, adjoint && !p.readers ? -offset : offset};
   }
   STD_TORCH_CHECK(end <= x.size(3), "token_shift: the groups name ", end, " of ", x.size(3), " channels");
-  p.vector_bytes = common_width(bytes);
   if ((p.readers || p.residual) && p.vector_bytes < widest) p.vector_bytes = static_cast<int>(size);  // rare: no kernels of its own
   p.vectors = x.size(3) * size / p.vector_bytes;
   for (Group& group : p.groups) group.stop /= p.vector_bytes;

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = ("gelu", "quick_gelu", "relu", "silu")  # csrc/common/activation.h knows them by their numbers here, from 1
+ACTIVATIONS = ("gelu", "quick_gelu", "relu", "silu")
 
 aten = torch.ops.aten
 

@@ -61,7 +61,7 @@ class AIM(Method):
         }
         if adapters == 2:
             kinds["T_Adapter_in"] = {"residual": True}
-        self.kernels, self.scale = kernels, scale
+        self.kernels = kernels
         self.temporal_embedding = nn.Parameter(torch.zeros(1, frames, channels))
         self.transformer = per_block(
             visual,

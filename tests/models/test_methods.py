@@ -75,7 +75,7 @@ def aim_block(method, own, block, x):
     space = torch.stack([attention(block, norm(block.ln_1, clip)) for clip in x])
     x = x + space + adapter(own.S_Adapter, space)
     n = norm(block.ln_2, x)
-    return x + mlp(block, n) + method.scale * adapter(own.MLP_Adapter, n)
+    return x + mlp(block, n) + own.MLP_Adapter.scale * adapter(own.MLP_Adapter, n)
 
 
 def tokshift_block(method, own, block, x):

@@ -91,7 +91,7 @@ def test_says_what_it_does_not_take(device):
         ({"kernel": [5, 1, 1]}, "weight must be contiguous with 40 elements"),
         ({"height": 2}, "is not N"),
         ({"dilation": 0}, "dilation 0 is below 1"),
-        ({"activation": 5}, "activation 5 is unknown"),
+        ({"activation": "tanh"}, "activation 'tanh' is unknown"),
         ({"gradient": True}, "no gradient is given"),
         ({"out": torch.empty(1, 3, 2, 9)}, "size 9 of dimension 3 is not 8"),
     ),
@@ -100,7 +100,7 @@ def test_the_compiled_op_refuses(change, text, device):
     x = torch.randn(1, 3, 2, 8)
     arguments = {"x": x, "weight": torch.randn(3, 8), "bias": None, "extra": None, "out": torch.empty_like(x)}
     arguments |= {"kernel": [3, 1, 1], "height": 1, "width": 2, "prefix": 0, "copy_prefix": False, "dilation": 1}
-    arguments |= {"activation": 0, "gradient": False, **change}
+    arguments |= {"activation": "", "gradient": False, **change}
     placed = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
     with pytest.raises(RuntimeError, match=text):
         torch.ops.i2v_kernels_C.temporal_conv(**placed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..base import empty_dense_like
 from ..triton_activations import activate, activation_gradient
 from ..triton_common import Entry, Launch, cdiv, pow2, run
+from .gradients import gradients
 from .triton_tiles import strides, tile
 from .triton_weight_grad import plan_weight_grad
 
@@ -192,10 +194,10 @@ def plan(
     activation: str = "",
     extra: Tensor | None = None,
     gradient: bool = False,
-    flip: bool = False,
+    turned: bool = False,
 ) -> Launch:
     """The launch that writes y from x: ``activation`` of the convolution plus ``extra``, or with ``gradient``: extra being
-    the gradient behind the activation, that before it. ``flip`` turns the kernel round."""
+    the gradient behind the activation, that before it. ``turned`` turns the kernel round."""
     batch, frames, tokens, channels = x.shape
     kt, kh, kw = weight.shape[2:]
     weight = weight.reshape(channels, -1).t().contiguous()  # [taps, C]: channels innermost, as in x
@@ -204,7 +206,7 @@ def plan(
     args |= strides(x=x, e=x if extra is None else extra, y=y)
     rolling = kt == 3 and kh * kw > 1 and dilation == 1
     copy = prefix_mode == "copy" and prefix > 0
-    constexprs: dict[str, Any] = {"KH": kh, "KW": kw, "FLIP": flip, "COPY": copy, "ACTIVATION": activation}
+    constexprs: dict[str, Any] = {"KH": kh, "KW": kw, "FLIP": turned, "COPY": copy, "ACTIVATION": activation}
     constexprs["GRADIENT"] = gradient
     bn, bc = tile(tokens, channels, 1, x.element_size())
     br = 1
@@ -222,46 +224,33 @@ def plan(
     return Launch(temporal_conv_rolling_kernel if rolling else temporal_conv_kernel, programs, args, constexprs)
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, prefix: int, prefix_mode: str, dilation: int,
-    activation: str, residual: bool,
+def _convolve(
+    out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, extra: Tensor | None, height: int, width: int, prefix: int,
+    prefix_mode: str, dilation: int, activation: str = "", gradient: bool = False, turned: bool = False,
 ) -> Tensor:  # fmt: skip
-    """``[B, T, N, C]``, ``[C, 1, kt, kh, kw]``, ``[C]`` -> ``[B, T, N, C]``."""
-    out = empty_dense_like(x)
     if out.numel() > 0:
         grid = (height, width, prefix, prefix_mode, dilation)
-        run([plan(x, weight, bias, out, *grid, activation, x if residual else None)], x.device)
+        run([plan(x, weight, bias, out, *grid, activation, extra, gradient, turned)], x.device)
     return out
 
 
-def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, prefix: int, prefix_mode: str,
-    dilation: int, activation: str, residual: bool, wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of x, weight and bias; an empty tensor for one that is not wanted."""
-    dx = dweight = dbias = torch.empty(0, dtype=grad.dtype, device=grad.device)
-    grid = (height, width, prefix, prefix_mode, dilation)
-    before = grad  # the activation
-    if activation and x.numel() > 0:
-        before = empty_dense_like(grad)
-        run([plan(x, weight, bias, before, *grid, activation, grad, gradient=True)], x.device)
-    if wanted[0]:
-        dx = empty_dense_like(x)
-        if dx.numel() > 0:
-            run([plan(before, weight, None, dx, *grid, extra=grad if residual else None, flip=True)], x.device)
-    if wanted[1] or wanted[2]:
-        launch, weight_sums, bias_sums = plan_weight_grad(before, x, weight, height, width, prefix, dilation)
-        if x.numel() > 0:
-            run([launch], x.device)
-        else:
-            weight_sums.zero_()
-            bias_sums.zero_()
-        if wanted[1]:
-            dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-            dweight.copy_(weight_sums.sum(0).t().reshape(weight.shape))
-        if wanted[2]:
-            dbias = bias_sums.sum(0).to(weight.dtype)
-    return dx, dweight, dbias
+def _sum_products(
+    grad: Tensor, x: Tensor, weight: Tensor, height: int, width: int, prefix: int, dilation: int
+) -> tuple[Tensor, Tensor]:
+    launch, weight_sums, bias_sums = plan_weight_grad(grad, x, weight, height, width, prefix, dilation)
+    if x.numel() == 0:
+        return weight_sums.zero_(), bias_sums.zero_()
+    run([launch], x.device)
+    return weight_sums, bias_sums
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    """``[B, T, N, C]``, ``[C, 1, kt, kh, kw]``, ``[C]`` -> ``[B, T, N, C]``."""
+    *options, residual = rest
+    return _convolve(empty_dense_like(x), x, weight, bias, x if residual else None, *options)
+
+
+backward = partial(gradients, _convolve, _sum_products)
 
 
 def _meta(dtype: torch.dtype, kernel: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,7 +270,7 @@ def _forward_entry(*kernel: int, what: str = "", dilation: int = 1, residual: bo
 def _input_grad_entry(*kernel: int) -> Entry:
     def launch(dtype: torch.dtype) -> Launch:
         x, weight, _ = _meta(dtype, kernel)
-        return plan(x, weight, None, torch.empty_like(x), 14, 14, 1, "zero", 1, flip=True)
+        return plan(x, weight, None, torch.empty_like(x), 14, 14, 1, "zero", 1, turned=True)
 
     return Entry(f"temporal_conv input gradient {kernel}", launch)
 
