@@ -16,7 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the stable ABI of PyTorch 2.11
@@ -139,4 +139,9 @@ def extension() -> dict:
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
 
 
-setup(**extension())
+def packages() -> list[str]:
+    """Every folder of i2v_kernels, and of models under the name that it is imported by."""
+    return [*find_packages(include=["i2v_kernels*"]), "i2v_models", *(f"i2v_models.{name}" for name in find_packages("models"))]
+
+
+setup(packages=packages(), package_dir={"i2v_models": "models"}, **extension())
