@@ -5,6 +5,7 @@ from __future__ import annotations
 from .backends import choose_backend, decode, index, register_backend
 from .batch import Batch, Report
 from .errors import VideoError
+from .index_cache import IndexCache
 from .loader import ClipLoader
 from .sampling import SAMPLERS, get_sampler
 from .sources import Video
@@ -16,6 +17,7 @@ __all__ = [
     "Batch",
     "ClipLoader",
     "Decoder",
+    "IndexCache",
     "Report",
     "Video",
     "VideoError",

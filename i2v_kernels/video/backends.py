@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from .dali import DaliDecoder, why_no_dali
 from .errors import import_av
 from .pyav import PyAVDecoder
+from .torchcodec import TorchcodecDecoder, why_no_torchcodec
 from .types import Decoder, Size, StrPath, VideoIndex
 
 _BACKENDS: dict[str, tuple[Decoder, Callable[[], str | None]]] = {}
@@ -90,3 +92,5 @@ def _why_not_pyav() -> str | None:
 
 
 register_backend("pyav", PyAVDecoder(), _why_not_pyav)
+register_backend("torchcodec", TorchcodecDecoder(), why_no_torchcodec)
+register_backend("dali", DaliDecoder(), why_no_dali)

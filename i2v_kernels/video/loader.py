@@ -16,8 +16,9 @@ from .batch import Batch, Report
 from .errors import VideoError
 from .plan import Plan, Request
 from .reader import ClipReader, Result
-from .sampling import Sampler, get_sampler
+from .sampling import Sampler, draw, get_sampler
 from .sources import read_sources
+from .types import StrPath
 
 
 class ClipLoader:
@@ -53,6 +54,10 @@ class ClipLoader:
         pin_memory: batches in pinned memory (if there is a GPU).
         prefetch: batches each worker prepares ahead.
         multiprocessing_context: how workers start: "fork", "spawn", "forkserver", or None for Python's default.
+        crop: "center" (or the spatial view's), or "random": another square of the scaled frames each epoch.
+        flip: mirror half of the clips, others each epoch. Not for data where left and right matter, as in Something-Something.
+        index_cache: a file that keeps the videos' indices between runs, see `IndexCache`; many loaders may share it.
+        stall_seconds: workers that give no batch for so long are a TimeoutError that names the files; 0: wait for ever.
 
     Attributes:
         videos: list of `Video` (path, label, caption). classes: their names, empty if labels are numbers or absent.
@@ -60,7 +65,7 @@ class ClipLoader:
 
     Raises:
         ValueError, TypeError, FileNotFoundError: an argument is not as above. ImportError: no decoder is installed.
-        While iterating: VideoError, see ``on_error``.
+        While iterating: VideoError, see ``on_error``; TimeoutError, see ``stall_seconds``.
     """
 
     def __init__(
@@ -83,17 +88,28 @@ class ClipLoader:
         pin_memory: bool = False,
         prefetch: int = 2,
         multiprocessing_context: str | None = None,
+        crop: str = "center",
+        flip: bool = False,
+        index_cache: StrPath | None = None,
+        stall_seconds: float = 600.0,
     ) -> None:
         least = {"frames": (frames, 1), "size": (size, 1), "batch_size": (batch_size, 1), "prefetch": (prefetch, 1)}
         for name, (value, low) in (least | {"workers": (workers, 0), "seed": (seed, 0)}).items():
             if not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} must be an int of at least {low}, got {value!r}")
+        if isinstance(stall_seconds, bool) or not isinstance(stall_seconds, (int, float)) or not stall_seconds >= 0:
+            raise ValueError(f"stall_seconds must be a number of at least 0, got {stall_seconds!r}")
         if on_error not in ("replace", "skip", "raise"):
             raise ValueError(f"on_error must be 'replace', 'skip' or 'raise', got {on_error!r}")
         if len(views) != 2 or views[0] < 1 or views[1] not in (1, 3):
             raise ValueError(f"views must be (temporal >= 1, spatial 1 or 3), got {views!r}")
         sampler = get_sampler(sampling)
-        if len(found := sampler(1000, frames, np.random.default_rng(seed), clip=0, clips=views[0])) != frames:
+        if crop not in ("center", "random"):
+            raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
+        if crop == "random" and views[1] != 1:
+            raise ValueError(f"crop='random' has no spatial views, got views={views!r}")
+        found = draw(sampler, np.arange(1000) / 25, frames, np.random.default_rng(seed), 0, views[0])
+        if len(found) != frames:
             raise ValueError(f"sampling={sampling!r} gave {len(found)} frames, asked for frames={frames}")
         rank, world_size = _share(rank, world_size)
         self.videos, self.classes = read_sources(sources)
@@ -105,10 +121,13 @@ class ClipLoader:
         self._start = self._position = self._iteration = 0
         self._report = Report()
         self._clips, self._seconds, self._waited = 0, 0.0, 0.0
-        self._reader = ClipReader(self.videos, decoder, sampler, frames, size, (views[0], views[1]), seed, on_error)
+        self._reader = ClipReader(
+            self.videos, decoder, sampler, frames, size, (views[0], views[1]), seed, on_error, crop, flip, index_cache
+        )
+        self._workers, self._prefetch, self._stall = workers, prefetch, stall_seconds
         self._feed = _Feed()
         self._pool: DataLoader | None = None
-        if workers:
+        if workers and not hasattr(decoder, "results"):
             self._pool = DataLoader(
                 self._reader,
                 sampler=self._feed,
@@ -119,6 +138,7 @@ class ClipLoader:
                 prefetch_factor=prefetch,
                 pin_memory=self._pin,
                 multiprocessing_context=multiprocessing_context,
+                timeout=stall_seconds,
                 # Its own, or every epoch would draw from the global one and training would depend on `workers`.
                 generator=torch.Generator(),
             )
@@ -132,8 +152,12 @@ class ClipLoader:
         iteration, self._position = self._iteration, self._start
         self._clips, self._seconds, self._waited = 0, 0.0, 0.0
         self._feed.requests = self.plan(self._start)
-        if self._pool is None:
-            results: Iterator[Result] = map(self._reader.__getitem__, self._feed.requests)
+        decoder: Any = self._reader.decoder
+        results: Iterator[Result]
+        if hasattr(decoder, "results"):
+            results = decoder.results(self._reader, self._feed.requests, self._workers, self._prefetch)
+        elif self._pool is None:
+            results = map(self._reader.__getitem__, self._feed.requests)
         else:
             results = iter(self._pool)
         self._start = 0
@@ -145,7 +169,12 @@ class ClipLoader:
             if iteration != self._iteration:
                 raise RuntimeError("ClipLoader: a newer iteration over this loader has begun; it has one at a time")
             asked = time.perf_counter()
-            result = next(results, None)
+            try:
+                result = next(results, None)
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                raise TimeoutError(self._stalled()) from None
             self._seconds, self._waited = time.perf_counter() - begun, self._waited + time.perf_counter() - asked
             if result is None:
                 self._position = len(self)
@@ -161,6 +190,14 @@ class ClipLoader:
                 batch = Batch(**(result.fields | tensors))
                 self._clips += len(batch)
                 yield batch.pin_memory() if self._pin else batch
+
+    def _stalled(self) -> str:
+        request = next(self.plan(self._position), None)
+        names = [self.videos[entry.item].path for entry in request.entries] if request else []
+        return (
+            f"ClipLoader: no batch for {self._stall:g} s (stall_seconds). The next is number {self._position} of epoch "
+            f"{self.epoch}, of {', '.join(names)}. If these files are merely slow to read, allow more."
+        )
 
     def plan(self, start: int = 0) -> Iterator[Request]:
         """What batches ``start``, ``start + 1``, ... of this epoch are made of, on this rank."""

@@ -154,6 +154,7 @@ def _read_index(path: StrPath, container: Any, stream: Any) -> VideoIndex:
         rotation=rotation,
         time_base=time_base,
         sequential=not usable,
+        skipped=seen - len(packets),
         damage=damage,
     )
 

@@ -2,7 +2,9 @@
 
 A sampler is called as ``sampler(count, frames, rng, clip=0, clips=1)``: choose ``frames`` of a video's ``count`` frames
 for clip number ``clip`` of ``clips`` (temporal views in testing). Names that end in ``_train`` draw from ``rng``, a
-``numpy.random.Generator``, and ignore ``clip``: independent draws; all others depend on nothing but their arguments.
+``numpy.random.Generator``, and ignore ``clip``: independent draws; all others depend on nothing but their arguments. A sampler
+that takes ``times`` is given the presentation time of every frame, in seconds: what it asks for at a time is the frame then on
+screen, whatever the frame rate.
 
 Videos shorter than the clip: mmaction2's default puts the first frames after the last ("loop"); a model of time should
 not see such a jump, so here the last frame is repeated ("repeat_last") wherever a rule would leave the video.
@@ -10,6 +12,7 @@ not see such a jump, so here the last frame is repeated ("repeat_last") wherever
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -125,10 +128,48 @@ def linspace(count: int, frames: int, rng: Rng = None, clip: int = 0, clips: int
     return [(2 * i * (count - 1) + gaps) // (2 * gaps) for i in range(frames)]
 
 
+def time(count: int, frames: int, rng: Rng = None, clip: int = 0, clips: int = 1, *, times: np.ndarray) -> list[int]:
+    """The frames at the centres of ``frames`` equal stretches of time; with several clips as in `tsn_test`.
+
+    At a constant frame rate that is `tsn_test`; where it varies, motion keeps its pace.
+    """
+    _clip_in_range(clip, clips)
+    shares = (np.arange(frames) * (clips + 1) + clip + 1) / (frames * (clips + 1))
+    return _at(times, times[0] + shares * _duration(times))
+
+
+def time_train(count: int, frames: int, rng: Rng, clip: int = 0, clips: int = 1, *, times: np.ndarray) -> list[int]:
+    """The frame at a random instant in each of ``frames`` equal stretches of time."""
+    shares = (np.arange(frames) + _needs(rng).random(frames)) / frames
+    return _at(times, times[0] + shares * _duration(times))
+
+
+def time_window(
+    count: int, frames: int, rng: Rng = None, clip: int = 0, clips: int = 1, *, times: np.ndarray, seconds: float = 0.5
+) -> list[int]:
+    """The frames at instants ``seconds`` apart, starts spread evenly over what the video leaves; one clip is centred.
+
+    torchcodec's ``clips_at_regular_timestamps(seconds_between_frames=seconds)``; "2 fps" of video question answering.
+    """
+    _clip_in_range(clip, clips)
+    room = max(_duration(times) - frames * seconds, 0.0)
+    start = times[0] + (room / 2 if clips == 1 else room * clip / (clips - 1))
+    return _at(times, start + np.arange(frames) * seconds)
+
+
+def time_window_train(
+    count: int, frames: int, rng: Rng, clip: int = 0, clips: int = 1, *, times: np.ndarray, seconds: float = 0.5
+) -> list[int]:
+    """The frames at instants ``seconds`` apart from a random start; torchcodec's ``clips_at_random_timestamps``."""
+    room = max(_duration(times) - frames * seconds, 0.0)
+    return _at(times, times[0] + room * _needs(rng).random() + np.arange(frames) * seconds)
+
+
 SAMPLERS: dict[str, Sampler] = {
     sampler.__name__: sampler
     for sampler in (
-        tsn_train, tsn_test, tsn_test_twice, window, window_train, dense, dense_train, uniform, uniform_train, linspace
+        tsn_train, tsn_test, tsn_test_twice, window, window_train, dense, dense_train, uniform, uniform_train, linspace,
+        time, time_train, time_window, time_window_train,
     )
 }  # fmt: skip
 
@@ -140,6 +181,24 @@ def get_sampler(sampling: str | Sampler) -> Sampler:
     if sampling not in SAMPLERS:
         raise ValueError(f"sampling must be a function or one of {sorted(SAMPLERS)}, got {sampling!r}")
     return SAMPLERS[sampling]
+
+
+def draw(
+    sampler: Sampler, times: np.ndarray, frames: int, rng: Rng = None, clip: int = 0, clips: int = 1
+) -> list[int]:
+    """What ``sampler`` chooses of a video whose frames have these presentation times."""
+    more = {"times": times} if "times" in inspect.signature(sampler).parameters else {}
+    return sampler(len(times), frames, rng, clip=clip, clips=clips, **more)
+
+
+def _duration(times: np.ndarray) -> float:
+    """Seconds until the last frame leaves the screen, which it does after as long as most others."""
+    return float(times[-1] - times[0] + (np.median(np.diff(times)) if len(times) > 1 else 0.0))
+
+
+def _at(times: np.ndarray, instants: np.ndarray) -> list[int]:
+    """The frames on screen at these instants: the tolerance is for instants that are a frame's own."""
+    return np.clip(np.searchsorted(times, instants + 1e-6, side="right") - 1, 0, len(times) - 1).tolist()
 
 
 def _inside(count: int, indices: list[int]) -> list[int]:

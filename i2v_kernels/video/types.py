@@ -30,6 +30,7 @@ class VideoIndex:
         time_base: seconds per unit of ``pts``.
         sequential: frames cannot be found by their pts (missing, repeated, or not starting with a key frame), so that
             decoding starts at the first frame and counts.
+        skipped: packets that the container says not to show, as an edit list does; they are not counted.
         damage: what is visibly wrong with a file that decodes all the same, e.g. that it is truncated; else None.
     """
 
@@ -43,6 +44,7 @@ class VideoIndex:
     rotation: int
     time_base: Fraction
     sequential: bool = False
+    skipped: int = 0
     damage: str | None = None
 
     def seconds(self, indices: Iterable[int]) -> list[float]:

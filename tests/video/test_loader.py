@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -377,3 +378,55 @@ def test_order_of_an_epoch_is_a_permutation(root: Path) -> None:
         orders.append(tuple(request.entries[0].item for request in loader.plan()))
     assert all(sorted(order) == list(range(VIDEOS)) for order in orders)
     assert len(set(orders)) == 5
+
+
+def test_random_crop_and_flip(root: Path) -> None:
+    """Other squares of the same frames each epoch, the same for the same seed and epoch."""
+    plain, varied = make(root, batch_size=VIDEOS), make(root, batch_size=VIDEOS, crop="random", flip=True)
+    wide = decode(varied.videos[0].path, [0], varied._reader.size)
+    assert wide.shape[2] > wide.shape[1], "so that there is room"
+    seen = []
+    for epoch in range(6):
+        varied.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        (a,), (b,), (again,) = varied, plain, make_at(root, epoch)
+        assert torch.equal(a.frame_index, b.frame_index)
+        assert torch.equal(a.frames, again.frames)
+        for clip, item, numbers in zip(a.frames, a.item, a.frame_index):
+            whole = decode(varied.videos[item].path, numbers.tolist(), varied._reader.size)
+            squares = [whole[:, :, left : left + clip.shape[2]] for left in range(whole.shape[2] - clip.shape[2] + 1)]
+            found = [(left, flip) for left, x in enumerate(squares) for flip in (False, True) if same(x, clip, flip)]
+            assert found
+            seen.append(found[0])
+    assert {flip for _, flip in seen} == {False, True}
+    assert len({left for left, _ in seen}) > 5
+
+
+def same(x: torch.Tensor, clip: torch.Tensor, flip: bool) -> bool:
+    return torch.equal(x.flip(2) if flip else x, clip)
+
+
+def make_at(root: Path, epoch: int) -> ClipLoader:
+    loader = make(root, batch_size=VIDEOS, crop="random", flip=True, workers=1)
+    loader.set_epoch(epoch)
+    return loader
+
+
+class StuckDecoder(PyAVDecoder):
+    def decode(self, path, indices, size=None, *, index=None):
+        if "2" in Path(path).stem:
+            time.sleep(60)
+        return super().decode(path, indices, size, index=index)
+
+
+def test_a_stall_names_the_files(root: Path) -> None:
+    register_backend("stuck", StuckDecoder())
+    loader = make(root, backend="stuck", workers=1, batch_size=1, stall_seconds=2)
+    with pytest.raises(TimeoutError, match=r"no batch for 2 s .* of .*2\.mp4\. If"):
+        list(loader)
+    for seconds in (-1, "1", float("nan")):
+        with pytest.raises(ValueError, match="stall_seconds"):
+            make(root, stall_seconds=seconds)
+    for options in ({"crop": "top"}, {"crop": "random", "views": (1, 3)}):
+        with pytest.raises(ValueError, match="crop"):
+            make(root, **options)

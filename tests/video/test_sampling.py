@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 
 from i2v_kernels.video import SAMPLERS, get_sampler
-from i2v_kernels.video.sampling import dense, window
+from i2v_kernels.video.sampling import dense, draw, time_window, window
 
 COUNTS = [1, 2, 3, 7, 8, 9, 31, 64, 65, 250, 1001]
 TRAIN = sorted(name for name in SAMPLERS if name.endswith("_train"))
 TEST = sorted(set(SAMPLERS) - set(TRAIN))
+
+
+def choose(name: str, count: int, frames: int, rng=None, clip: int = 0, clips: int = 1) -> list[int]:
+    """At 25 frames a second."""
+    return draw(SAMPLERS[name], np.arange(count) / 25, frames, rng, clip, clips)
 
 
 def clips_of(name: str) -> int:
@@ -23,13 +28,12 @@ def clips_of(name: str) -> int:
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_stays_in_the_video(name: str, count: int) -> None:
-    sampler = SAMPLERS[name]
     for frames in (1, 2, 8, 17, 100):
         for clip in range(clips_of(name)):
-            found = sampler(count, frames, np.random.default_rng(5), clip=clip, clips=clips_of(name))
+            found = choose(name, count, frames, np.random.default_rng(5), clip=clip, clips=clips_of(name))
             assert len(found) == frames
             assert all(type(i) is int and 0 <= i < count for i in found)
-            assert found == sampler(count, frames, np.random.default_rng(5), clip=clip, clips=clips_of(name))
+            assert found == choose(name, count, frames, np.random.default_rng(5), clip=clip, clips=clips_of(name))
             if not name.startswith("dense"):
                 assert found == sorted(found)
 
@@ -37,19 +41,19 @@ def test_every_sampler_stays_in_the_video(name: str, count: int) -> None:
 @pytest.mark.parametrize("name", TRAIN)
 def test_training_samplers_draw(name: str) -> None:
     rng = np.random.default_rng(0)
-    assert len({tuple(SAMPLERS[name](250, 8, rng)) for _ in range(20)}) > 15
+    assert len({tuple(choose(name, 250, 8, rng)) for _ in range(20)}) > 15
     with pytest.raises(ValueError, match="needs rng"):
-        SAMPLERS[name](250, 8, None)
+        choose(name, 250, 8, None)
 
 
 @pytest.mark.parametrize("name", TEST)
 def test_test_samplers_do_not(name: str) -> None:
     clips = clips_of(name)
-    views = {tuple(SAMPLERS[name](250, 8, clip=clip, clips=clips)) for clip in range(clips)}
+    views = {tuple(choose(name, 250, 8, clip=clip, clips=clips)) for clip in range(clips)}
     assert len(views) == clips
     for clip in (-1, clips):
         with pytest.raises(ValueError, match="clip"):
-            SAMPLERS[name](250, 8, clip=clip, clips=clips + (name == "linspace"))
+            choose(name, 250, 8, clip=clip, clips=clips + (name == "linspace"))
 
 
 @pytest.mark.parametrize("n", [8, 9, 64, 250, 1001])
@@ -104,3 +108,23 @@ def test_names() -> None:
     assert get_sampler(mine) is mine
     with pytest.raises(ValueError, match="tsn_test"):
         get_sampler("tsm")
+
+
+def test_by_time() -> None:
+    # at a constant rate the centres of stretches of time are those of segments
+    for count in (8, 31, 64, 250):
+        for clip, clips in ((0, 1), (1, 3)):
+            assert choose("time", count, 8, None, clip, clips) == SAMPLERS["tsn_test"](count, 8, clip=clip, clips=clips)
+    # one second of 20 frames, then nine of one frame each: nine tenths of the time, nine tenths of the choice
+    times = np.array([i / 20 for i in range(20)] + [1.0 + i for i in range(9)])
+    found = draw(SAMPLERS["time"], times, 10)
+    assert sum(i < 20 for i in found) == 1
+    assert [times[i] for i in draw(partial(time_window, seconds=1.0), times, 4, None, 0, 2)] == [0, 1, 2, 3]
+    assert draw(partial(time_window, seconds=0.05), times, 4, None, 0, 2) == [0, 1, 2, 3]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        first, second = draw(SAMPLERS["time_train"], times, 2, rng)
+        middle = times[0] + (times[-1] + 0.05 - times[0]) / 2
+        assert times[first] < middle and times[second] > middle - 1
+        steps = np.diff(times[draw(SAMPLERS["time_window_train"], times, 4, rng)])
+        assert (np.abs(steps - 0.5) < 1).all()

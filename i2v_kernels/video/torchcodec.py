@@ -1,0 +1,108 @@
+"""The backend ``torchcodec``: PyTorch's decoder, held to the same frames as PyAV.
+
+It is given the planner's index, so it need not read the file's packets again, and each frame that it returns must carry the
+time that the index has for it. Where one does not, or torchcodec cannot decode the file, PyAV decodes the clip instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from operator import index as to_int
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import import_av
+from .pyav import PyAVDecoder
+from .types import Size, StrPath, VideoIndex
+
+
+def why_no_torchcodec() -> str | None:
+    """Why torchcodec cannot be used, or None."""
+    try:
+        import_av()
+        from torchcodec.decoders import VideoDecoder
+
+        VideoDecoder(b"")
+    except ImportError as error:
+        return f"{error}; pip install i2v-kernels[torchcodec]"
+    except Exception as error:  # of no video: its libraries were loaded
+        text = str(error)
+        if "libtorchcodec" in text:
+            return "torchcodec finds no FFmpeg: it needs its shared libraries, version 4 to 9 (apt or conda install ffmpeg)"
+    return None
+
+
+def link_ffmpeg(folder: StrPath) -> dict[str, str]:
+    """Links to the FFmpeg libraries of PyAV's wheel under the names that torchcodec looks for, for machines without an FFmpeg.
+
+    Returns:
+        The environment of a process in which torchcodec finds them, provided that it imports ``av`` first.
+    """
+    av = import_av()
+    libraries = Path(av.__file__).parent.parent / "av.libs"
+    for library in libraries.glob("lib*.so.*"):
+        if found := re.fullmatch(r"(lib(?:av|sw)\w+)-\w+\.so\.(\d+)[.\d]*", library.name):
+            link = Path(folder, f"{found[1]}.so.{found[2]}")
+            link.unlink(missing_ok=True)
+            link.symlink_to(library)
+    path = os.environ.get("LD_LIBRARY_PATH")
+    return {**os.environ, "LD_LIBRARY_PATH": f"{os.fspath(folder)}{os.pathsep + path if path else ''}"}
+
+
+class TorchcodecDecoder:
+    """Decodes with torchcodec; what it cannot do exactly, with PyAV. ``device``: "cpu", or "cuda" for NVDEC."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self._pyav = PyAVDecoder()
+
+    def index(self, path: StrPath) -> VideoIndex:
+        return self._pyav.index(path)
+
+    def decode(
+        self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None
+    ) -> Tensor:
+        table = self.index(path) if index is None else index
+        wanted = [to_int(i) for i in indices]
+        if wanted and not table.sequential and min(wanted) >= 0 and max(wanted) < table.count:
+            try:
+                frames = self._exact(path, wanted, size, table)
+            except (RuntimeError, ValueError, IndexError):  # PyAV tells the reason, or finds the frames
+                frames = None
+            if frames is not None:
+                return frames
+        return self._pyav.decode(path, indices, size, index=table).to(self.device)
+
+    def _exact(self, path: StrPath, wanted: list[int], size: Size, table: VideoIndex) -> Tensor | None:
+        """None where the frames are not those of the index."""
+        from torchcodec.decoders import VideoDecoder
+        from torchcodec.transforms import Resize
+
+        shape = table.output_size(size)
+        more: dict[str, Any] = {} if shape == (table.height, table.width) else {"transforms": [Resize(shape)]}
+        decoder = VideoDecoder(
+            os.path.abspath(os.fspath(path)), dimension_order="NHWC", num_ffmpeg_threads=1, device=self.device,
+            seek_mode="exact", custom_frame_mappings=mapping(table), **more,
+        )  # fmt: skip
+        places = sorted(set(wanted))
+        found = decoder.get_frames_at(places)
+        times = torch.tensor(table.seconds(places), dtype=torch.float64)
+        if tuple(found.data.shape[1:3]) != shape or not torch.allclose(found.pts_seconds, times, rtol=0, atol=1e-6):
+            return None
+        return found.data if places == wanted else found.data[[places.index(i) for i in wanted]]
+
+
+def mapping(table: VideoIndex) -> str:
+    """The index as torchcodec reads it: what ``ffprobe -show_frames`` prints as JSON."""
+    keys = set(table.key_frames)
+    ends = (*table.pts[1:], 2 * table.pts[-1] - table.pts[-2] if table.count > 1 else table.pts[-1] + 1)
+    frames = [
+        {"pts": pts, "duration": end - pts, "key_frame": int(i in keys)} for i, (pts, end) in enumerate(zip(table.pts, ends))
+    ]
+    return json.dumps({"frames": frames})
