@@ -12,18 +12,21 @@ from .pyav import PyAVDecoder
 from .torchcodec import TorchcodecDecoder, why_no_torchcodec
 from .types import Decoder, Size, StrPath, VideoIndex
 
-_BACKENDS: dict[str, tuple[Decoder, Callable[[], str | None]]] = {}
+_BACKENDS: dict[str, tuple[Decoder, Callable[[], str | None], bool]] = {}
 
 
-def register_backend(name: str, decoder: Decoder, why_not: Callable[[], str | None] = lambda: None) -> None:
+def register_backend(
+    name: str, decoder: Decoder, why_not: Callable[[], str | None] = lambda: None, automatic: bool = True
+) -> None:
     """Make ``decoder`` known as ``backend=name``; of those that can run, ``"auto"`` takes the first registered.
 
     Args:
         name: its name; a name already taken is replaced.
         decoder: see `Decoder`.
         why_not: tells why the decoder cannot run on this machine, or None if it can.
+        automatic: False for one that ``"auto"`` never takes.
     """
-    _BACKENDS[name] = decoder, why_not
+    _BACKENDS[name] = decoder, why_not, automatic
 
 
 def choose_backend(name: str = "auto") -> tuple[str, Decoder, str]:
@@ -36,8 +39,8 @@ def choose_backend(name: str = "auto") -> tuple[str, Decoder, str]:
     if name != "auto" and name not in _BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {sorted(_BACKENDS)}, got {name!r}")
     obstacles = []
-    for known in _BACKENDS if name == "auto" else [name]:
-        decoder, why_not = _BACKENDS[known]
+    for known in [known for known in _BACKENDS if _BACKENDS[known][2]] if name == "auto" else [name]:
+        decoder, why_not, _ = _BACKENDS[known]
         obstacle = why_not()
         if obstacle is None:
             return known, decoder, "asked for by name" if name != "auto" else "first that can run"
@@ -92,5 +95,5 @@ def _why_not_pyav() -> str | None:
 
 
 register_backend("pyav", PyAVDecoder(), _why_not_pyav)
-register_backend("torchcodec", TorchcodecDecoder(), why_no_torchcodec)
-register_backend("dali", DaliDecoder(), why_no_dali)
+register_backend("torchcodec", TorchcodecDecoder(), why_no_torchcodec, automatic=False)
+register_backend("dali", DaliDecoder(), why_no_dali, automatic=False)  # not yet verified on a GPU

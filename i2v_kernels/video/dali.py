@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import VideoError
+from .errors import VideoError, import_av
 from .plan import Entry, Request
 from .pyav import PyAVDecoder
 from .reader import ClipPlan, ClipReader, Outcome, Result
@@ -64,6 +64,7 @@ def why_not(index: VideoIndex, device: str) -> str | None:
 def why_no_dali() -> str | None:
     """Why DALI cannot be used at all, or None."""
     try:
+        import_av()  # which finds the frames
         import nvidia.dali  # noqa: F401
     except ImportError as error:
         return f"{error}; pip install i2v-kernels[dali]"

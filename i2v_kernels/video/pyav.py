@@ -29,6 +29,8 @@ _OPEN = {
     "container_options": {"protocol_whitelist": "file", "fflags": "+discardcorrupt"},
     "metadata_errors": "ignore",
 }
+# Where FFmpeg's "not for reference" means for none at all; in HEVC it means within one temporal layer.
+_DROPS_SAFELY = {"h264", "mpeg4"}
 
 
 class _NotExactError(Exception):
@@ -177,13 +179,23 @@ def _fill(
 def _seeking(
     path: StrPath, table: VideoIndex, container: Any, stream: Any, wanted: list[int]
 ) -> Iterator[tuple[int, Any]]:
-    frames = container.decode(stream)
-    reached = 0
+    times = {table.pts[i] for i in wanted}
+
+    def decoded() -> Iterator[Any]:
+        dropping = None
+        for packet in container.demux(stream):
+            unwanted = packet.pts not in times
+            if unwanted != dropping and table.codec in _DROPS_SAFELY:
+                dropping = unwanted  # only frames that no other is predicted from
+                stream.codec_context.skip_frame = "NONREF" if dropping else "DEFAULT"
+            yield from packet.decode()
+
+    frames, reached = decoded(), 0
     for i in wanted:
         key = table.key_frames[bisect_right(table.key_frames, i) - 1]
         if key > reached:
             container.seek(table.pts[key], stream=stream)
-            frames = container.decode(stream)
+            frames = decoded()
         frame = next((frame for frame in frames if frame.pts is None or frame.pts >= table.pts[i]), None)
         if frame is None or frame.pts != table.pts[i]:
             raise _NotExactError

@@ -17,9 +17,8 @@ pytest.importorskip("torchcodec")
 def test_torchcodec(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "av", str(Path(__file__).with_name("_torchcodec.py"))]
     command += ["--rootdir", str(Path(__file__).parents[2]), "--basetemp", str(tmp_path / "run")]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env=link_ffmpeg(tmp_path), capture_output=True, text=True, timeout=600, check=False
-    )
+    root, environment = Path(__file__).parents[2], link_ffmpeg(tmp_path)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout and "skipped" not in done.stdout
 
