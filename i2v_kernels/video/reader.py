@@ -142,7 +142,7 @@ class ClipReader(Dataset):
                 clip = self._read(entry._replace(item=item), epoch)
             except VideoError as error:
                 bad.append((error.path, error.reason))
-                first = first or error
+                first = first or VideoError(*error.args)  # without its traceback, which holds this frame and all before it
                 continue
             if clip.plan.damage is not None:
                 bad.append((self.videos[item].path, clip.plan.damage))

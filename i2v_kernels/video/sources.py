@@ -46,13 +46,18 @@ def read_sources(sources: Any) -> tuple[list[Video], tuple[str, ...]]:
     return _label(rows)
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Every file in a folder, at any depth, that is named like a video; in sorted order."""
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    return [path for path in found if path.is_file()]
+
+
 def _folder(root: Path) -> tuple[list[Video], tuple[str, ...]]:
     classes = tuple(sorted(folder.name for folder in root.iterdir() if folder.is_dir() and folder.name[0] != "."))
     videos = [
         Video(str(path), label)
         for label, name in enumerate(classes)
-        for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
+        for path in files_below(root / name)
     ]
     if not videos:
         raise ValueError(f"sources: no class folders with videos in {root}")

@@ -44,8 +44,7 @@ def link_ffmpeg(folder: StrPath) -> dict[str, str]:
     Returns:
         The environment of a process in which torchcodec finds them, provided that it imports ``av`` first.
     """
-    av = import_av()
-    libraries = Path(av.__file__).parent.parent / "av.libs"
+    libraries = Path(str(import_av().__file__)).parent.parent / "av.libs"
     for library in libraries.glob("lib*.so.*"):
         if found := re.fullmatch(r"(lib(?:av|sw)\w+)-\w+\.so\.(\d+)[.\d]*", library.name):
             link = Path(folder, f"{found[1]}.so.{found[2]}")
