@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 19 * 60  # seconds altogether
-STAGES = ("build", "kernels", "tests", "memcheck", "racecheck", "bench")
+STAGES = ("build", "kernels", "tests", "memcheck", "racecheck", "bench", "video")
 
 
 @dataclass
@@ -97,7 +97,7 @@ def gpu_tests() -> Iterator[tuple[Path, list[str]]]:
         if not any("mark.gpu" in file.read_text() for file in (path, *helpers)):
             continue
         parents = path.relative_to(ROOT).parents
-        files = [path, *(conftest for p in parents if (conftest := ROOT / p / "conftest.py").exists())]
+        files = [path, *helpers, *(conftest for p in parents if (conftest := ROOT / p / "conftest.py").exists())]
         wanted = {name for file in files for name in imported(file)}
         yield path, sorted(n for n in wanted if n not in beside and importlib.util.find_spec(n) is None)
 
@@ -107,8 +107,16 @@ def imported(path: Path) -> Iterator[str]:
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.level <= 1 and node.module:  # or the file beside it
             yield node.module.split(".")[0]
+
+
+def found(module: str) -> bool:
+    """Whether a module is installed; a parent that is not is no error."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def find(program: str) -> str | None:
@@ -222,6 +230,13 @@ def stages(runner: Runner, only: Sequence[str], capability: str) -> None:
     if "bench" in only:
         command = [python, "-m", "bench", "--device", "cuda", "--json", str(runner.folder / "ops.json")]
         runner.run("bench", 360, command, r"written to|Error|differs")
+    if "video" in only:
+        missing = [name for name in ("av", "nvidia.dali", "open_clip", "skvideo") if not found(name)]
+        if missing:
+            runner.skip("video", f"needs {', '.join(missing)}")
+        else:
+            command = [python, "-m", "bench.loader", "--device", "cuda", "--json", str(runner.folder / "video.json")]
+            runner.run("video", 300, command, r"written to|Error|without")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,8 +51,14 @@ def test_finds_the_files_with_gpu_tests_and_what_they_lack(tmp_path, monkeypatch
     (folder / "test_b.py").write_text("import torch\n")
     (folder / "devices.py").write_text("# pytest.mark.gpu\n")
     (folder / "test_c.py").write_text("from devices import device\n")
+    (folder / "clips.py").write_text("import lacking\n")
+    (folder / "test_d.py").write_text("from .clips import clip\n# pytest.mark.gpu\n")
     found = [(path.name, missing) for path, missing in gpu.gpu_tests()]
-    assert found == [("test_a.py", ["no_such_library", "other_missing"]), ("test_c.py", ["no_such_library"])]
+    assert found == [
+        ("test_a.py", ["no_such_library", "other_missing"]),
+        ("test_c.py", ["no_such_library"]),
+        ("test_d.py", ["lacking", "no_such_library"]),
+    ]
 
 
 def test_every_gpu_test_file_of_this_tree_can_be_collected():

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import av
 import numpy as np
@@ -174,6 +174,15 @@ def long_clip(folder: Path, source: Path) -> Path:
     return path
 
 
+def start_with_ffmpeg(main: Callable[[], int]) -> NoReturn:
+    """Run ``main`` where torchcodec finds FFmpeg's libraries: in a process that was told at its start where to look."""
+    if MARK not in os.environ and find_spec("torchcodec"):
+        with tempfile.TemporaryDirectory() as links:
+            environment = link_ffmpeg(links) | {MARK: "1"}
+            sys.exit(os.spawnve(os.P_WAIT, sys.executable, sys.orig_argv, environment))
+    sys.exit(main())
+
+
 def seconds_of(loader: DataLoader) -> float:
     begun = time.perf_counter()
     for _ in loader:
@@ -231,8 +240,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if MARK not in os.environ and find_spec("torchcodec"):
-        with tempfile.TemporaryDirectory() as links:  # libraries are looked for where a process was told when it began
-            environment = link_ffmpeg(links) | {MARK: "1"}
-            sys.exit(os.spawnve(os.P_WAIT, sys.executable, sys.orig_argv, environment))
-    sys.exit(main())
+    start_with_ffmpeg(main)

@@ -43,11 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             size=model.image_size[0],
             batch_size=config.batch_size,
             workers=config.workers,
+            backend=config.decoder,
+            index_cache=config.index_cache,
             views=config.views,
         )
         if unknown := set(loader.classes) - set(classes):
             raise ValueError(f"data={config.data!r} has classes the model does not know: {', '.join(sorted(unknown))}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     class_index = [classes.index(name) for name in loader.classes] or None
     result = evaluate(model, loader, precision=config.precision, class_index=class_index, progress=True)

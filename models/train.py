@@ -78,7 +78,11 @@ def prepare(config: TrainConfig) -> Trainer:
         sampling=config.sampling,
         size=height,
         batch_size=config.batch_size,
+        crop=config.crop,
+        flip=config.flip,
         workers=config.workers,
+        backend=config.decoder,
+        index_cache=config.index_cache,
         shuffle=True,
         seed=config.seed,
         pin_memory=True,
@@ -112,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dist.init_process_group("nccl" if cuda else "gloo")
     try:
         trainer = prepare(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     if is_first():
         count = sum(parameter.numel() for parameter in trainer.parameters)

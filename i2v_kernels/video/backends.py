@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -96,4 +97,5 @@ def _why_not_pyav() -> str | None:
 
 register_backend("pyav", PyAVDecoder(), _why_not_pyav)
 register_backend("torchcodec", TorchcodecDecoder(), why_no_torchcodec, automatic=False)
+register_backend("torchcodec_cuda", TorchcodecDecoder("cuda"), partial(why_no_torchcodec, "cuda"), automatic=False)
 register_backend("dali", DaliDecoder(), why_no_dali, automatic=False)  # not yet verified on a GPU

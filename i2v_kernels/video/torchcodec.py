@@ -22,8 +22,10 @@ from .pyav import PyAVDecoder
 from .types import Size, StrPath, VideoIndex
 
 
-def why_no_torchcodec() -> str | None:
+def why_no_torchcodec(device: str = "cpu") -> str | None:
     """Why torchcodec cannot be used, or None."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "there is no GPU"
     try:
         import_av()
         from torchcodec.decoders import VideoDecoder

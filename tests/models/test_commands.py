@@ -171,6 +171,7 @@ def test_another_config_does_not_resume(workplace, trained, changes, text):
         ({"caption": "a video"}, "caption='a video' has no {}"),
         ({"method": "tokshift"}, "tokshift has no option width"),
         ({"sampling": "best"}, "sampling must be .* got 'best'"),
+        ({"decoder": "decord"}, "backend must be .* got 'decord'"),
         ({"device": "tpu9"}, "device='tpu9' cannot be used"),
     ],
 )

@@ -60,6 +60,26 @@ def test_same_frames_as_pyav(kind: str, tmp_path: Path, refused: list[Path]) -> 
         refused.clear()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", sorted(set(FILES) - {"one frame"}))
+def test_nvdec_gives_the_same_frames(kind: str, tmp_path: Path, refused: list[Path]) -> None:
+    """At a size that NVDEC takes; what it does not goes through PyAV, and is right too."""
+    name, how = FILES[kind]
+    how = {key: value for key, value in how.items() if key != "size"}
+    path = encode(tmp_path / name, coded_frames(50, 256, 384), **how)
+    table = index(path)
+    wanted = random.Random(1).choices(range(50), k=9)
+    for size in (None, (160, 120), 100):
+        clip = decode(path, wanted, size, index=table, backend="dali")
+        assert (refused == []) == (backend.why_not(table, backend.best_device()) is None)
+        assert [read_number(frame) for frame in clip.cpu()] == wanted
+        refused.clear()
+        mean, most = distance(clip.cpu(), decode(path, wanted, size, index=table))
+        assert mean <= 2 and most <= 16
+        refused.clear()
+
+
 def test_rotated_files(tmp_path: Path, refused: list[Path]) -> None:
     for rotation in (0, 90, 180, 270):
         path = encode(tmp_path / f"{rotation}.mp4", coded_frames(12, 48, 96), rotation=rotation, **VP9)
