@@ -33,6 +33,8 @@ bench: $(VENV)/.extension  ## every op beside its peers
 	$(RUN) -m bench --json bench/results/cpu.json
 	$(RUN) -m bench --op temporal_attention --all --seconds 2 --json bench/results/cpu_temporal_attention.json
 	$(RUN) -m bench.models --json bench/results/cpu_models.json
+	$(PIP) install -c constraints.txt decord2 opencv-python-headless  # to be compared with
+	$(RUN) -m bench.video --json bench/results/cpu_video.json
 
 # On a machine with an NVIDIA card, without a network: its own Python holds torch and triton.
 gpu:
