@@ -55,7 +55,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """A batch with all tensors in pinned memory, so that ``to(device, non_blocking=True)`` overlaps with work."""
-        return self._map(Tensor.pin_memory)
+        return self._map(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
     def _map(self, function: Any) -> Batch:
         tensors = {name: value for name in self.keys() if isinstance(value := self[name], Tensor)}

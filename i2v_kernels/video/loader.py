@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -57,6 +58,7 @@ class ClipLoader:
         crop: "center" (or the spatial view's), or "random": another square of the scaled frames each epoch.
         flip: mirror half of the clips, others each epoch. Not for data where left and right matter, as in Something-Something.
         index_cache: a file that keeps the videos' indices between runs, see `IndexCache`; many loaders may share it.
+        progress: keep a line on stderr: batches, clips per second, the share of time spent waiting, bad files, time left.
         stall_seconds: workers that give no batch for so long are a TimeoutError that names the files; 0: wait for ever.
 
     Attributes:
@@ -92,6 +94,7 @@ class ClipLoader:
         flip: bool = False,
         index_cache: StrPath | None = None,
         stall_seconds: float = 600.0,
+        progress: bool = False,
     ) -> None:
         least = {"frames": (frames, 1), "size": (size, 1), "batch_size": (batch_size, 1), "prefetch": (prefetch, 1)}
         for name, (value, low) in (least | {"workers": (workers, 0), "seed": (seed, 0)}).items():
@@ -124,7 +127,8 @@ class ClipLoader:
         self._reader = ClipReader(
             self.videos, decoder, sampler, frames, size, (views[0], views[1]), seed, on_error, crop, flip, index_cache
         )
-        self._workers, self._prefetch, self._stall = workers, prefetch, stall_seconds
+        self._workers, self._prefetch, self._stall, self._progress = workers, prefetch, stall_seconds, progress
+        self._told = 0.0
         self._feed = _Feed()
         self._pool: DataLoader | None = None
         if workers and not hasattr(decoder, "results"):
@@ -176,6 +180,8 @@ class ClipLoader:
                     raise
                 raise TimeoutError(self._stalled()) from None
             self._seconds, self._waited = time.perf_counter() - begun, self._waited + time.perf_counter() - asked
+            if self._progress:
+                self._tell(self._position if result else len(self))
             if result is None:
                 self._position = len(self)
                 return
@@ -190,6 +196,17 @@ class ClipLoader:
                 batch = Batch(**(result.fields | tensors))
                 self._clips += len(batch)
                 yield batch.pin_memory() if self._pin else batch
+
+    def _tell(self, done: int) -> None:
+        now, last = time.monotonic(), done == len(self)
+        if not last and now - self._told < 0.2:
+            return
+        self._told, stats = now, self.stats()
+        waiting = stats["wait_seconds"] / stats["seconds"] if stats["seconds"] else 0.0
+        left = stats["seconds"] / done * (len(self) - done) if done else 0.0
+        speed = f"{stats['clips_per_second']:.1f} clips/s, {waiting:.0%} waiting, {stats['bad_files']} bad files"
+        text = f"\repoch {self.epoch}: {done} of {len(self)} batches, {speed}, {left:.0f} s left "
+        print(text, end="\n" if last else "", file=sys.stderr, flush=True)
 
     def _stalled(self) -> str:
         request = next(self.plan(self._position), None)

@@ -432,6 +432,16 @@ def test_a_stall_names_the_files(root: Path) -> None:
             make(root, **options)
 
 
+def test_progress(root: Path, capsys: pytest.CaptureFixture) -> None:
+    loader = make([*root.rglob("[0-9].mp4"), "/missing.mp4"], batch_size=2, progress=True)
+    batches = len(list(loader))
+    line = capsys.readouterr().err.split("\r")[-1]
+    pattern = rf"epoch 0: {batches} of {batches} batches, [\d.]+ clips/s, \d+% waiting, 1 bad files, 0 s left \n"
+    assert re.fullmatch(pattern, line), line
+    list(make(root))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("backend", ["pyav", "dali"])
 def test_two_thousand_clips_leave_nothing_behind(backend: str, tmp_path: Path) -> None:
     """Resident memory stays within 24 MiB of what it was after the first 500; no file or thread is left open."""
