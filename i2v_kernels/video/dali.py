@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from operator import index as to_int
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from .errors import VideoError, import_av
 from .plan import Entry, Request
-from .pyav import PyAVDecoder
+from .pyav import OverPyAV
 from .reader import ClipPlan, ClipReader, Outcome, Result
 from .types import Size, StrPath, VideoIndex
 
@@ -168,7 +167,7 @@ class Prepared:
     pipe: Pipe | None = None  # where the jobs are
 
 
-class DaliDecoder:
+class DaliDecoder(OverPyAV):
     """Decodes with DALI where it is exact, else with PyAV.
 
     Args:
@@ -177,7 +176,6 @@ class DaliDecoder:
 
     def __init__(self, device: str | None = None) -> None:
         self._device = device
-        self._pyav = PyAVDecoder()
         self._refused: set[tuple[str, int]] = set()
         self._pipe: Pipe | None = None  # of single clips
         self._lock = Lock()
@@ -189,20 +187,10 @@ class DaliDecoder:
     def __reduce__(self) -> Any:
         return DaliDecoder, (self._device,)
 
-    def index(self, path: StrPath) -> VideoIndex:
-        return self._pyav.index(path)
-
-    def decode(
-        self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None
-    ) -> Tensor:
-        table = self.index(path) if index is None else index
+    def exact(self, path: StrPath, wanted: list[int], size: Size, table: VideoIndex) -> Tensor | None:
         shape = table.output_size(size)
-        plan = ClipPlan(os.fspath(path), table, [to_int(i) for i in indices], shape, (0, 0), False, None)
-        if plan.indices and min(plan.indices) >= 0 and max(plan.indices) < table.count and self.takes(plan):
-            frames = self.alone(Job.of(plan, shape), np.fromfile(path, np.uint8))
-            if frames is not None:
-                return frames
-        return self._pyav.decode(path, indices, size, index=table)
+        plan = ClipPlan(os.fspath(path), table, wanted, shape, (0, 0), False, None)
+        return self.alone(Job.of(plan, shape), np.fromfile(path, np.uint8)) if self.takes(plan) else None
 
     def results(self, reader: ClipReader, requests: Iterator[Request], threads: int, prefetch: int) -> Iterator[Result]:
         """The batches of ``requests``, in order; ``threads`` read files ahead, and decode what DALI does not take."""

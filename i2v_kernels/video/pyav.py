@@ -66,6 +66,24 @@ class PyAVDecoder:
         return torch.from_numpy(out)
 
 
+class OverPyAV(PyAVDecoder):
+    """A decoder for what it can do exactly, and PyAV for the rest, and for the reasons of what nobody can."""
+
+    def exact(self, path: StrPath, wanted: list[int], size: Size, table: VideoIndex) -> Tensor | None:
+        """The frames ``wanted``, which the index has, or None."""
+        raise NotImplementedError
+
+    def decode(
+        self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None
+    ) -> Tensor:
+        table = self.index(path) if index is None else index
+        wanted = [to_int(i) for i in indices]
+        frames = None
+        if wanted and min(wanted) >= 0 and max(wanted) < table.count:
+            frames = self.exact(path, wanted, size, table)
+        return super().decode(path, wanted, size, index=table) if frames is None else frames
+
+
 def _not_a_file(path: StrPath) -> str | None:
     try:
         status = os.stat(path)

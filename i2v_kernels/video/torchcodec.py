@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from operator import index as to_int
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import import_av
-from .pyav import PyAVDecoder
+from .pyav import OverPyAV
 from .types import Size, StrPath, VideoIndex
 
 
@@ -56,32 +55,25 @@ def link_ffmpeg(folder: StrPath) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": f"{os.fspath(folder)}{os.pathsep + path if path else ''}"}
 
 
-class TorchcodecDecoder:
+class TorchcodecDecoder(OverPyAV):
     """Decodes with torchcodec; what it cannot do exactly, with PyAV. ``device``: "cpu", or "cuda" for NVDEC."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
-        self._pyav = PyAVDecoder()
-
-    def index(self, path: StrPath) -> VideoIndex:
-        return self._pyav.index(path)
 
     def decode(
         self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None
     ) -> Tensor:
-        table = self.index(path) if index is None else index
-        wanted = [to_int(i) for i in indices]
-        if wanted and not table.sequential and min(wanted) >= 0 and max(wanted) < table.count:
-            try:
-                frames = self._exact(path, wanted, size, table)
-            except (RuntimeError, ValueError, IndexError):  # PyAV tells the reason, or finds the frames
-                frames = None
-            if frames is not None:
-                return frames
-        return self._pyav.decode(path, indices, size, index=table).to(self.device)
+        return super().decode(path, indices, size, index=index).to(self.device)
 
-    def _exact(self, path: StrPath, wanted: list[int], size: Size, table: VideoIndex) -> Tensor | None:
-        """None where the frames are not those of the index."""
+    def exact(self, path: StrPath, wanted: list[int], size: Size, table: VideoIndex) -> Tensor | None:
+        try:
+            return None if table.sequential else self._frames(path, wanted, size, table)
+        except (RuntimeError, ValueError, IndexError):
+            return None
+
+    def _frames(self, path: StrPath, wanted: list[int], size: Size, table: VideoIndex) -> Tensor | None:
+        """None where they do not carry the times of the index."""
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
 

@@ -9,26 +9,12 @@ import pytest
 import torch
 
 from i2v_kernels.video import ClipLoader, VideoError, choose_backend, decode, index
-from i2v_kernels.video import torchcodec as backend
 
 from .clips import coded_frames, decode_all, encode, packet_places, read_number, sample_clips
 from .test_bad_files import BAD
 from .test_exact import FILES, make
 
 BY_PYAV = {"h264 ts", "h264 raw"}  # where torchcodec alone gives other frames, or none
-
-
-@pytest.fixture
-def by_pyav(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    seen: list[Path] = []
-    original = backend.PyAVDecoder.decode
-
-    def spy(self, path, *args, **options):
-        seen.append(Path(path))
-        return original(self, path, *args, **options)
-
-    monkeypatch.setattr(backend.PyAVDecoder, "decode", spy)
-    return seen
 
 
 @pytest.mark.parametrize("kind", FILES)
