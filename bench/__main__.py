@@ -66,7 +66,7 @@ def why_not(function: Callable[..., Tensor], sample: Sample) -> str | None:
 def check(info: OpInfo, sample: Sample, functions: dict[str, Callable[..., Tensor]]) -> None:
     """A speed-up over something that computes something else is no speed-up."""
     want = info.op(*sample.args, **sample.kwargs, backend="reference").double()
-    tolerance = 8 * torch.finfo(sample.args[0].dtype).eps
+    tolerance = 8 * torch.finfo(sample.dtype).eps
     for name, function in functions.items():
         got = function(*sample.args, **sample.kwargs).double()
         difference = ((got - want).norm() / want.norm()).item()
@@ -85,12 +85,12 @@ def forward_backward(function: Callable[..., Tensor], sample: Sample, grad: Tens
 
 def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled: bool, cold: bool) -> list[dict]:
     """One row per mode."""
-    sample = sample.to(sample.args[0].dtype, device, requires_grad=True)
+    sample = sample.to(sample.dtype, device, requires_grad=True)
     functions = candidates(info, compiled) | (on_gpu(info, sample) if device == "cuda" else {})
     with torch.no_grad():
         check(info, sample, functions)
         grad = torch.randn_like(info.op(*sample.args, **sample.kwargs))
-    copy, product = copy_ceiling(info.traffic(sample), device), product_ceiling(sample.args[0].dtype, device)
+    copy, product = copy_ceiling(info.traffic(sample), device), product_ceiling(sample.dtype, device)
     floor = 1e3 * max(info.traffic(sample) / copy, info.flops(sample) / product)
     rows = []
     for mode in MODES:
@@ -104,7 +104,7 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
                 "op": info.name,
                 "sample": sample.name,
                 "shape": list(sample.args[0].shape),
-                "dtype": str(sample.args[0].dtype).removeprefix("torch."),
+                "dtype": str(sample.dtype).removeprefix("torch."),
                 "mode": mode,
                 "backend": i2v.explain(info.op, *sample.args, **sample.kwargs).backend,
                 "ms": vars(ours),

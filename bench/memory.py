@@ -50,7 +50,7 @@ def _quiet() -> Iterator[None]:
 
 def kept_for_backward(function: Callable[..., Tensor], sample: Sample) -> float:
     """MiB that autograd keeps besides the arguments themselves."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in sample.tensors()}
+    known = {tensor.untyped_storage().data_ptr() for tensor in sample.inputs()}
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -145,6 +145,48 @@ def lora_published(
     return F.linear(x, weight, bias) + F.linear(F.linear(x, lora_a), lora_b) * scaling
 
 
+Triple = tuple[float, float, float]
+
+
+def _normalised(frames: Tensor, mean: Triple, std: Triple, dtype: torch.dtype) -> Tensor:
+    """[B, T, H, W, 3], in float32 until it is done."""
+    wide = torch.promote_types(dtype, torch.float32)
+    constants = {"dtype": wide, "device": frames.device}
+    return ((frames.to(wide) / 255 - torch.tensor(mean, **constants)) / torch.tensor(std, **constants)).to(dtype)
+
+
+def _images(frames: Tensor, mean: Triple, std: Triple, dtype: torch.dtype) -> Tensor:
+    """[B*T, 3, H, W] planes, normalised as models do it."""
+    wide = torch.promote_types(dtype, torch.float32)
+    constants = {"dtype": wide, "device": frames.device}
+    planes = frames.flatten(0, 1).permute(0, 3, 1, 2).contiguous().to(wide)
+    centred = planes / 255 - torch.tensor(mean, **constants).view(3, 1, 1)
+    return (centred / torch.tensor(std, **constants).view(3, 1, 1)).to(dtype)
+
+
+def _embedded(images: Tensor, weight: Tensor, bias: Tensor | None, batch: int) -> Tensor:
+    grid = F.conv2d(images, weight, bias, stride=weight.shape[2:])
+    return grid.flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
+
+
+def embed_conv2d(frames: Tensor, weight: Tensor, bias: Tensor | None = None, *, mean: Triple, std: Triple) -> Tensor:
+    """As published: planes, normalised, ``Conv2d(stride=patch)``, flattened and transposed."""
+    return _embedded(_images(frames, mean, std, weight.dtype), weight, bias, len(frames))
+
+
+def embed_channels_last(frames: Tensor, weight: Tensor, bias: Tensor | None = None, *, mean: Triple, std: Triple) -> Tensor:
+    """The same without the planes: frames as they lie are channels_last images."""
+    images = _normalised(frames, mean, std, weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)
+    return _embedded(images, weight, bias, len(frames))
+
+
+def embed_linear(frames: Tensor, weight: Tensor, bias: Tensor | None = None, *, mean: Triple, std: Triple) -> Tensor:
+    """Normalise, cut into patches, one linear layer."""
+    (batch, length, height, width, _), (_, _, ph, pw) = frames.shape, weight.shape
+    grid = _normalised(frames, mean, std, weight.dtype).view(batch, length, height // ph, ph, width // pw, pw, 3)
+    return F.linear(grid.permute(0, 1, 2, 4, 6, 3, 5).reshape(batch, length, -1, 3 * ph * pw), weight.flatten(1), bias)
+
+
 PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "temporal_attention": {
         "einsum": attention_einsum,
@@ -156,6 +198,7 @@ PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "st_adapter": {"published": st_adapter_published, "shifted_add": st_adapter_shifted_add},
     "bottleneck_adapter": {"published": bottleneck_published},
     "lora_linear": {"published": lora_published},
+    "patch_embed": {"conv2d": embed_conv2d, "channels_last": embed_channels_last, "linear": embed_linear},
 }
 
 # Not compiled, and left out where they cannot run.

@@ -2,7 +2,16 @@
 
 from . import _extension
 from .explain import Explanation, explain
-from .ops import bottleneck_adapter, lora_linear, st_adapter, temporal_attention, temporal_conv, token_shift, token_shift_
+from .ops import (
+    bottleneck_adapter,
+    lora_linear,
+    patch_embed,
+    st_adapter,
+    temporal_attention,
+    temporal_conv,
+    token_shift,
+    token_shift_,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -10,6 +19,7 @@ __all__ = [
     "bottleneck_adapter",
     "explain",
     "lora_linear",
+    "patch_embed",
     "st_adapter",
     "temporal_attention",
     "temporal_conv",

@@ -1,5 +1,6 @@
 from .bottleneck_adapter import bottleneck_adapter
 from .lora_linear import lora_linear
+from .patch_embed import patch_embed
 from .st_adapter import st_adapter
 from .temporal_attention import temporal_attention
 from .temporal_conv import temporal_conv
@@ -8,6 +9,7 @@ from .token_shift import token_shift, token_shift_
 __all__ = [
     "bottleneck_adapter",
     "lora_linear",
+    "patch_embed",
     "st_adapter",
     "temporal_attention",
     "temporal_conv",

@@ -8,7 +8,10 @@ from torch import Tensor
 from .base import FLOATS
 
 
-def tensor(op: str, name: str, value: object, shape: tuple[int | None, ...], layout: str, like: Tensor | None = None) -> None:
+def tensor(
+    op: str, name: str, value: object, shape: tuple[int | None, ...], layout: str, like: Tensor | None = None,
+    any_stride: bool = False,
+) -> None:  # fmt: skip
     """A floating-point tensor of this shape (None: any size), last stride 1, on the device and of the dtype of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor {layout}, got {type(value).__name__}")
@@ -18,7 +21,7 @@ def tensor(op: str, name: str, value: object, shape: tuple[int | None, ...], lay
     if len(got) != len(shape) or (got != shape and any(a is not None and a != b for a, b in zip(shape, got))):
         wanted = "" if all(size is None for size in shape) else f" with sizes {tuple('*' if s is None else s for s in shape)}"
         raise ValueError(f"{op}: {name}.shape={tuple(got)}, but {layout}{wanted} is needed")
-    if got[-1] > 1 and value.stride(-1) != 1:
+    if got[-1] > 1 and value.stride(-1) != 1 and not any_stride:
         raise ValueError(
             f"{op}: {name}.stride()={tuple(value.stride())}, but the last dimension must have stride 1; "
             f"pass {name}.contiguous() or arrange the layout so"

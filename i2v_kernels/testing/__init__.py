@@ -1,6 +1,6 @@
 """The registry of ops: what every test, bench and table of this package iterates over."""
 
-from . import bottleneck_adapter, lora_linear, st_adapter, temporal_attention, temporal_conv, token_shift
+from . import bottleneck_adapter, lora_linear, patch_embed, st_adapter, temporal_attention, temporal_conv, token_shift
 from .opinfo import OpInfo, Sample
 
 OPINFOS: tuple[OpInfo, ...] = (
@@ -10,6 +10,7 @@ OPINFOS: tuple[OpInfo, ...] = (
     st_adapter.INFO,
     bottleneck_adapter.INFO,
     lora_linear.INFO,
+    patch_embed.INFO,
 )
 
 __all__ = ["OPINFOS", "OpInfo", "Sample"]

@@ -28,19 +28,35 @@ class Sample:
                 return tuple(map(place, value))
             if not isinstance(value, Tensor):
                 return value
-            if not value.is_floating_point():
-                return value.to(device or value.device)
-            moved = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=device or value.device)
-            return moved.copy_(value).requires_grad_(requires_grad)
+            floats = value.is_floating_point()
+            if not floats and torch.device(device or value.device) == value.device:
+                return value
+            kind = dtype if floats else value.dtype
+            moved = torch.empty_strided(value.shape, value.stride(), dtype=kind, device=device or value.device)
+            return moved.copy_(value).requires_grad_(requires_grad and floats)
 
         return Sample(self.name, tuple(map(place, self.args)), {k: place(v) for k, v in self.kwargs.items()})
 
-    def tensors(self) -> list[Tensor]:
-        """The floating-point tensors, in order: what gradients are taken of."""
+    def inputs(self) -> list[Tensor]:
+        """All tensors, in order."""
         values: list[Any] = []
         for value in (*self.args, *self.kwargs.values()):
             values.extend(value if isinstance(value, tuple) else [value])
-        return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+        return [v for v in values if isinstance(v, Tensor)]
+
+    def tensors(self) -> list[Tensor]:
+        """The floating-point tensors, in order: what gradients are taken of."""
+        return [v for v in self.inputs() if v.is_floating_point()]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the floating-point tensors."""
+        return self.tensors()[0].dtype
+
+
+def repeat_first(x: Tensor, dim: int, count: int) -> Tensor:
+    """``[B, T, N, ...]`` with its first clip (dim 0) or token (dim 2) ``count`` times, as a view."""
+    return x.narrow(dim, 0, 1).expand(*x.shape[:dim], count, *x.shape[dim + 1 :])
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,7 @@ class OpInfo:
     ``bad``: (what is wrong, args, kwargs, exception, a part of its text).
     ``traffic``: bytes that the forward call must move at least (every input once, every output once).
     ``flops``: floating-point operations of the forward call (a multiply-add counts 2).
+    ``tile``: ``repeat_first`` for arguments shaped as the first one of the first sample, where these are not tokens.
     ``dtypes``: what each backend computes in.
     """
 
@@ -62,6 +79,7 @@ class OpInfo:
     traffic: Callable[[Sample], int]
     flops: Callable[[Sample], int]
     exact: bool = False  # copies: every backend gives the reference's bits
+    tile: Callable[[Tensor, int, int], Tensor] = repeat_first
 
     def __str__(self) -> str:
         return self.name

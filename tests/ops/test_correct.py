@@ -125,7 +125,7 @@ def test_more_rows_than_other_kernels_can_count(info):
 
     def grow(value):
         alike = isinstance(value, torch.Tensor) and value.shape == x.shape
-        return value[:1, :2, :1].expand(1, 2, 70_000, *x.shape[3:]) if alike else value
+        return info.tile(value[:1, :2], 2, 70_000) if alike else value
 
     out = info.op(*map(grow, first.args), **first.kwargs, backend=kernels(info))[:, :, 1:]  # the first may be a class token
     assert torch.equal(out, out[:, :, :1].expand_as(out)) and out.isfinite().all()

@@ -46,7 +46,7 @@ def test_compile(info, sample, backend):
         return info.op(*call, **sample.kwargs).sin()
 
     compiled = torch.compile(step, fullgraph=True, backend=backend)
-    want, got = step(*sample.tensors()), compiled(*sample.tensors())
+    want, got = step(*sample.inputs()), compiled(*sample.inputs())
     torch.testing.assert_close(got, want)
     grad = torch.ones_like(want)
     for g, w in zip(
@@ -78,9 +78,9 @@ def test_export(info, sample):
             args = iter(tensors)
             return info.op(*[next(args) if isinstance(a, torch.Tensor) else a for a in sample.args], **sample.kwargs)
 
-    program = torch.export.export(Call(), tuple(sample.tensors()))
+    program = torch.export.export(Call(), tuple(sample.inputs()))
     assert f"i2v_kernels.{info.name}" in program.graph_module.code
-    torch.testing.assert_close(program.module()(*sample.tensors()), info.op(*sample.args, **sample.kwargs))
+    torch.testing.assert_close(program.module()(*sample.inputs()), info.op(*sample.args, **sample.kwargs))
 
 
 @pytest.mark.parametrize("info, sample", FIRST)

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-OPS = ("token_shift", "temporal_conv", "temporal_attention", "bottleneck_adapter")
+OPS = ("token_shift", "temporal_conv", "temporal_attention", "bottleneck_adapter", "patch_embed")
 GOLDEN = Path(__file__).with_name("aot_golden.json")
 TARGETS = {  # name: (backend, architecture, lanes of a warp, bytes of shared memory that a block may have)
     "sm_80": ("cuda", 80, 32, 163 * 1024),

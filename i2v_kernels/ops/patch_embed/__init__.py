@@ -1,0 +1,3 @@
+from .op import patch_embed
+
+__all__ = ["patch_embed"]

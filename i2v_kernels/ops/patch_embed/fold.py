@@ -1,0 +1,57 @@
+"""Normalisation folded into the weights.
+
+With ``m = round(255 * mean)`` and ``x = (pixel - m) / 256``, which is exact in 16 bits too,
+``w * (pixel / 255 - mean) / std = w' * x + w' * r``, where ``w' = w * 256 / (255 * std)`` and ``r = (m - 255 * mean) / 256``
+is at most 1/512: measured from m, nothing large is left that bias and product would have to cancel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..base import accumulate_dtype, empty_dense_like
+
+
+def centre(mean: list[float]) -> list[int]:
+    """m: what pixels are measured from, itself a pixel value."""
+    return [min(max(round(255 * value), 0), 255) for value in mean]
+
+
+def scales(std: list[float]) -> list[float]:
+    return [256 / (255 * value) for value in std]
+
+
+def rests(mean: list[float]) -> list[float]:
+    """r."""
+    return [(m - 255 * value) / 256 for m, value in zip(centre(mean), mean)]
+
+
+def fold(
+    weight: Tensor, bias: Tensor | None, mean: list[float], std: list[float], multiple: int = 1
+) -> tuple[Tensor, Tensor]:
+    """``[C, 3, ph, pw]`` and ``[C]`` -> w' in the order of the frames, ``[C, ph * pw * 3]``, and the bias in the dtype of sums.
+
+    The bias makes up for r by w' as it is rounded. Rows of w' are filled up to a ``multiple`` with zeros. Channel by channel:
+    numbers on the host make no copy to a GPU.
+    """
+    channels, _, height, width = weight.shape
+    wide, size = accumulate_dtype(weight.dtype), height * width * 3
+    make = torch.zeros if size % multiple else torch.empty
+    matrix = make(channels, -(-size // multiple) * multiple, dtype=weight.dtype, device=weight.device)
+    folded = matrix[:, :size].unflatten(1, (height, width, 3))
+    shift = torch.zeros(channels, dtype=wide, device=weight.device) if bias is None else bias.to(wide, copy=True)
+    for c, (scale, rest) in enumerate(zip(scales(std), rests(mean))):
+        folded[..., c] = weight[:, c].to(wide) * scale
+        if rest:
+            shift.add_(folded[..., c].sum((1, 2), dtype=wide), alpha=rest)
+    return matrix, shift
+
+
+def unfold(product: Tensor, sums: Tensor | None, weight: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """The gradient of ``weight`` from ``product = grad^T x`` ``[C, ph * pw * 3]`` and the sums of grad ``[C]``."""
+    grad, by_pixel = empty_dense_like(weight), product.view(len(weight), *weight.shape[2:], 3)
+    for c, (scale, rest) in enumerate(zip(scales(std), rests(mean))):
+        part = by_pixel[..., c] if sums is None else torch.add(by_pixel[..., c], sums[:, None, None], alpha=rest)
+        grad[:, c] = part * scale
+    return grad
