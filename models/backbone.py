@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import i2v_kernels as i2v
+from i2v_kernels.nn import PatchEmbed
 from i2v_models.spatial import BACKENDS, spatial_attention
 
 ViT = Any  # open_clip's VisionTransformer and its blocks, which carry no types
@@ -99,13 +100,21 @@ def check_vit(clip_model: nn.Module) -> ViT:
     return visual
 
 
+def embeds_patches(conv: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether ``i2v_kernels.patch_embed`` computes this convolution of images of that size."""
+    plain = PatchEmbed.why_not(conv) is None
+    return plain and all(side % patch == 0 for side, patch in zip(size, conv.kernel_size))
+
+
 class VideoCLIP(nn.Module):
     """Frames to a clip embedding, and to logits when there is a head.
 
     ``clip`` is the open_clip model as given, always in ``eval()`` mode (patch dropout would drop other patches in
     every frame) and frozen, unless ``train_backbone`` makes its image tower trainable. Nothing is recorded for
     autograd before the first trainable module. ``checkpointing`` recomputes each block in the backward pass.
-    ``spatial`` names what attends within a frame: see :func:`i2v_models.spatial.spatial_attention`.
+    ``spatial`` names what attends within a frame: see :func:`i2v_models.spatial.spatial_attention`. ``kernels`` takes uint8
+    frames to tokens in one op; without it, or where the image model's patches are no plain convolution, frames are
+    normalised first.
     """
 
     head: Any
@@ -121,6 +130,7 @@ class VideoCLIP(nn.Module):
         train_backbone: bool = False,
         checkpointing: bool = False,
         spatial: str = "sdpa",
+        kernels: bool = True,
     ) -> None:
         super().__init__()
         if spatial not in BACKENDS:
@@ -130,10 +140,11 @@ class VideoCLIP(nn.Module):
         clip_model.requires_grad_(False)
         visual.requires_grad_(train_backbone)
         self.clip, self.method, self.head = clip_model.eval(), method, head
-        self.train_backbone, self.checkpointing = train_backbone, checkpointing
+        self.train_backbone, self.checkpointing, self.kernels = train_backbone, checkpointing, kernels
         device = visual.conv1.weight.device
         mean = getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN
         std = getattr(visual, "image_std", None) or OPENAI_DATASET_STD
+        self.normalisation = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
         self.register_buffer("image_mean", torch.tensor(mean, device=device).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(std, device=device).view(3, 1, 1), persistent=False)
 
@@ -155,18 +166,29 @@ class VideoCLIP(nn.Module):
         """uint8 frames ``[B, T, H, W, 3]`` to the image model's input ``[B*T, 3, H, W]``, with its own mean and
         std.
         """
+        self._check(frames)
+        images = frames.flatten(0, 1).movedim(-1, 1).to(self.image_mean.dtype)
+        return ((images / 255 - self.image_mean) / self.image_std).to(self.visual.conv1.weight.dtype)
+
+    def patches(self, frames: Tensor) -> Tensor:
+        """uint8 frames ``[B, T, H, W, 3]`` to the tokens of their patches ``[B*T, N, C]``."""
+        self._check(frames)
+        conv = self.visual.conv1
+        if self.kernels and embeds_patches(conv, self.image_size) and frames.stride(-1) == 1:
+            return i2v.patch_embed(frames, conv.weight, conv.bias, **self.normalisation).flatten(0, 1)
+        return conv(self.images(frames)).flatten(2).transpose(1, 2)
+
+    def _check(self, frames: Tensor) -> None:
         if frames.dtype != torch.uint8:
             raise TypeError(f"frames must be uint8, got {frames.dtype}")
         if frames.ndim != 5 or frames.shape[-1] != 3 or tuple(frames.shape[2:4]) != self.image_size:
             height, width = self.image_size
             raise ValueError(f"frames must be [B, T, {height}, {width}, 3], got {list(frames.shape)}")
-        images = frames.flatten(0, 1).movedim(-1, 1).to(self.image_mean.dtype)
-        return ((images / 255 - self.image_mean) / self.image_std).to(self.visual.conv1.weight.dtype)
 
     def tokens(self, frames: Tensor) -> Tensor:
         """uint8 frames ``[B, T, H, W, 3]`` to the last block's tokens ``[B, T, L, C]``, class token first."""
         visual, length = self.visual, frames.shape[1]
-        x = visual.conv1(self.images(frames)).flatten(2).transpose(1, 2)  # [B*T, H*W, C]
+        x = self.patches(frames)
         x = torch.cat([visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
         x = x + visual.positional_embedding.to(x.dtype)
         x = visual.ln_pre(self.method.embed(x, length))

@@ -45,8 +45,8 @@ def build(
 
     ``captions`` holds one caption per class: their embeddings are the classifier of ``head="text"``, their number
     the width of ``head="linear"``; ``head=None`` gives clip embeddings. ``tokenizer`` defaults to CLIP's.
-    ``kernels=False`` computes the temporal modules as the published code does. ``spatial`` is what attends within a frame:
-    "sdpa", "flash" (flash-attn) or "module" (the image model's own). ``options`` go to the method
+    ``kernels=False`` computes the temporal modules and the patches as the published code does. ``spatial`` is what attends
+    within a frame: "sdpa", "flash" (flash-attn) or "module" (the image model's own). ``options`` go to the method
     (``width``, ``adapters``, ...). The model is frozen in place; its parameters and state dict stay what they are.
     """
     visual = check_vit(clip_model)
@@ -66,6 +66,6 @@ def build(
         width = visual.ln_post.normalized_shape[0]
         classifier = LinearHead(width, len(captions), dropout=method.head_dropout, std=method.head_std)
     device = visual.conv1.weight.device
-    how = {"train_backbone": train_backbone, "checkpointing": checkpointing, "spatial": spatial}
+    how = {"train_backbone": train_backbone, "checkpointing": checkpointing, "spatial": spatial, "kernels": kernels}
     model = VideoCLIP(clip_model, method, classifier, **how)
     return model.to(device)

@@ -165,7 +165,53 @@ def test_functional_temporal_self_attention_refuses_what_does_not_fit():
         nn.functional.temporal_self_attention(x[:, :, 0], 3, weight, None, proj, None)
 
 
-@pytest.mark.parametrize("module", ["functional", "temporal_attention", "token_shift", "temporal_conv"])
+def test_patch_embed_shares_state_dicts_with_conv2d():
+    conv = torch.nn.Conv2d(3, 24, (4, 6), stride=(4, 6))
+    ours = nn.PatchEmbed(24, (4, 6), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    assert list(ours.state_dict()) == list(conv.state_dict())
+    ours.load_state_dict(conv.state_dict())
+    frames = torch.randint(0, 256, (2, 3, 8, 12, 3), dtype=torch.uint8)
+    images = (frames.flatten(0, 1) / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.3, 0.4])
+    want = conv(images.movedim(-1, 1)).flatten(2).transpose(1, 2).unflatten(0, (2, 3))
+    torch.testing.assert_close(ours(frames), want)
+    assert "patch_size=(4, 6), bias=True, mean=(0.5, 0.4, 0.3)" in repr(ours)
+
+
+def test_patch_embed_takes_a_convs_place():
+    conv = torch.nn.Conv2d(3, 24, 4, stride=4, bias=False).eval()
+    ours = nn.PatchEmbed.from_conv(conv)
+    assert ours.weight is conv.weight and ours.bias is None and not ours.training
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ours(torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "conv, text",
+    [
+        (torch.nn.Linear(3, 4), "it is a Linear"),
+        (torch.nn.Conv2d(3, 24, 4, stride=2), "its stride"),
+        (torch.nn.Conv2d(3, 24, 4, stride=4, padding=1), "padding"),
+        (torch.nn.Conv2d(3, 24, 4, stride=4, dilation=2), "dilation"),
+        (torch.nn.Conv2d(6, 24, 4, stride=4), "6 channels of 6"),
+        (torch.nn.Conv2d(3, 24, 4, stride=4, groups=3), "1 channels of 3"),
+        (torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(3, 24, 4, stride=4)), "Parametrized"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_patch_embed_refuses_other_layers(conv, text):
+    with pytest.raises(ValueError, match=text):
+        nn.PatchEmbed.from_conv(conv)
+
+
+def test_patch_embed_leaves_hooks_their_layer():
+    conv = torch.nn.Conv2d(3, 24, 4, stride=4)
+    hook = conv.register_forward_hook(lambda *_: None)
+    assert "hooks" in nn.PatchEmbed.why_not(conv)
+    hook.remove()
+    assert nn.PatchEmbed.why_not(conv) is None
+
+
+@pytest.mark.parametrize("module", ["functional", "temporal_attention", "token_shift", "temporal_conv", "patch_embed"])
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"i2v_kernels.nn.{module}"))
     assert result.attempted > 0 and result.failed == 0

@@ -3,6 +3,7 @@
 from . import functional
 from .bottleneck_adapter import BottleneckAdapter
 from .lora_linear import LoRALinear, merge_lora, unmerge_lora
+from .patch_embed import PatchEmbed
 from .st_adapter import STAdapter
 from .temporal_attention import TemporalAttention
 from .temporal_conv import TemporalConv
@@ -11,6 +12,7 @@ from .token_shift import TokenShift, TokenT1D, TS2NetShift
 __all__ = [
     "BottleneckAdapter",
     "LoRALinear",
+    "PatchEmbed",
     "STAdapter",
     "TS2NetShift",
     "TemporalAttention",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -99,3 +100,17 @@ def test_temporal_conv_activation_residual_dilation(dtype, activation):
 def test_temporal_conv_at_its_limits(dtype):
     tensors = (torch.randn(1, 4, 12, 17), torch.randn(17, 1, 7, 7, 7), torch.randn(17))
     check(i2v.temporal_conv, tensors, {"grid": (3, 4)}, dtype)
+
+
+def test_patch_embed(dtype):
+    """Runs of 3 to 105 bytes, of frames whose last byte is the memory's last."""
+    torch.manual_seed(0)
+    for height, width in ((1, 1), (2, 3), (3, 5), (1, 11), (2, 16), (1, 35)):
+        frames = torch.randint(0, 256, (2, 1, 2 * height, 3 * width, 3), dtype=torch.uint8)
+        for video in (frames, frames[:, :, :, : 2 * width], frames.transpose(0, 1)):
+            op = partial(embedded, video)
+            check(op, (torch.randn(5, 3, height, width), torch.randn(5)), {}, dtype)
+
+
+def embedded(frames, weight, bias, backend):
+    return i2v.patch_embed(frames, weight, bias, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28), backend=backend)

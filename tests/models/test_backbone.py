@@ -40,10 +40,50 @@ def test_frames_are_encoded_as_open_clip_encodes_images(vit):
     height, width = clip_model.visual.image_size
     frames = torch.randint(0, 256, (2, 3, height, width, 3), dtype=torch.uint8)
     with torch.no_grad():
-        model = build(clip_model, "frame_mean", head=None, spatial="module").train()
+        model = build(clip_model, "frame_mean", head=None, spatial="module", kernels=False).train()
         images = clip_model.encode_image(model.images(frames), normalize=True).view(2, 3, -1).mean(1)
         assert torch.equal(model.encode(frames), images)
         torch.testing.assert_close(build(clip_model, "frame_mean", head=None).encode(frames), images)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_patches_are_those_of_normalised_frames(autocast, clip_model, frames, monkeypatch):
+    """Forward and the gradient of conv1, within what eager's own rounding leaves of them."""
+    import i2v_kernels as i2v
+
+    calls, embed = [], i2v.patch_embed
+    monkeypatch.setattr(i2v, "patch_embed", lambda *args, **kwargs: calls.append(args) or embed(*args, **kwargs))
+    results = []
+    for kernels in (True, False):
+        model = build(clip_model, "frame_mean", head=None, kernels=kernels, train_backbone=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            patches = model.patches(frames)
+        weight = clip_model.visual.conv1.weight
+        results.append((patches, torch.autograd.grad(patches.float().square().sum(), weight)[0]))
+        assert len(calls) == 1  # by the first model alone
+    for got, want in zip(*results):
+        assert got.dtype == want.dtype and got.shape == want.shape
+        assert (got - want).norm() <= (8e-3 if autocast else 1e-6) * want.norm()
+
+
+@pytest.mark.parametrize("why", ["a hook", "channels apart", "a border that is no patch", "another layer"])
+def test_patches_that_the_op_does_not_compute(why, frames):
+    clip_model = tiny_clip(image_size=36 if why == "a border that is no patch" else 32)
+    size, conv = clip_model.visual.image_size, clip_model.visual.conv1
+    frames = torch.nn.functional.pad(frames, (0, 0, 0, size[1] - 32, 0, size[0] - 32))
+    model = build(clip_model, "frame_mean", head=None)
+    with torch.no_grad():
+        want = conv(model.images(frames)).flatten(2).transpose(1, 2)
+        called = []
+        if why == "a hook":
+            conv.register_forward_hook(lambda *_: called.append(1))
+        elif why == "channels apart":
+            frames = frames.movedim(-1, 2).contiguous().movedim(2, -1)
+        elif why == "another layer":
+            clip_model.visual.conv1 = nn.Sequential(conv)
+            clip_model.visual.conv1.weight = conv.weight
+        assert torch.equal(model.patches(frames), want)
+        assert len(called) == (why == "a hook")
 
 
 def test_images_are_normalised_with_the_models_own_mean_and_std(clip_model, frames):

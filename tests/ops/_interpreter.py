@@ -113,7 +113,7 @@ def test_sequences_of_a_tile_are_apart(place, value):
         assert torch.equal(clean, spoiled)
 
 
-@pytest.mark.parametrize("name", ["temporal_attention", "temporal_conv", "bottleneck_adapter"])
+@pytest.mark.parametrize("name", ["temporal_attention", "temporal_conv", "bottleneck_adapter", "patch_embed"])
 def test_double_precision_is_refused(name):
     with pytest.raises(NotImplementedError, match="float64"):
         run(INFOS[name], INFOS[name].samples()[0].to(requires_grad=True), "triton")

@@ -43,7 +43,7 @@ def patch_embed(
         bias are cast like those of ``nn.Conv2d``. Frames have no gradient.
 
     Raises:
-        TypeError, ValueError: an argument of a wrong type, dtype, shape, stride or device; a patch that does not divide H and W.
+        TypeError, ValueError: an argument of a wrong type, dtype, shape, stride or device; patches that do not fill H and W.
         NotImplementedError: the named backend cannot run this call; the text says why.
     """
     weight, bias = checks.autocast(weight, bias)  # type: ignore[assignment]
