@@ -26,26 +26,30 @@ I2V_INLINE void convert_run(T* to, const uint8_t* from, const accumulate_t<T>* c
   store_part(to + i, (widen<A>(last) - load_part(centre + i, count - i)) * scale, count - i);
 }
 
-// Rows [begin, end).
+// Rows [begin, end): the patches of a line of the grid together, pixel row by pixel row as they lie in memory, which the
+// processor then fetches ahead.
 template <typename T>
 void gather(const Problem& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   const A* centre = static_cast<const A*>(p.centre);
-  const int64_t run = p.patch_width * 3;
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t patch = p.first + row, line = patch / p.grid_width, frame = line / p.grid_height;
+  const int64_t run = p.patch_width * 3, step = p.patch_width * p.stride[3], size = p.patch_height * run;
+  for (int64_t row = begin; row < end;) {
+    const int64_t patch = p.first + row, line = patch / p.grid_width, frame = line / p.grid_height, x = patch % p.grid_width;
+    const int64_t count = std::min(p.grid_width - x, end - row);
     const uint8_t* from = p.data + frame / p.frames * p.stride[0] + frame % p.frames * p.stride[1] +
-                          line % p.grid_height * p.patch_height * p.stride[2] +
-                          patch % p.grid_width * p.patch_width * p.stride[3];
-    T* to = static_cast<T*>(p.rows) + row * p.patch_height * run;
+                          line % p.grid_height * p.patch_height * p.stride[2] + x * step;
+    T* to = static_cast<T*>(p.rows) + row * size;
     for (int64_t y = 0; y < p.patch_height; ++y, to += run, from += p.stride[2]) {
-      if (p.stride[3] == 3) {
-        convert_run(to, from, centre, run);
-        continue;
+      for (int64_t i = 0; i < count; ++i) {
+        if (p.stride[3] == 3) {
+          convert_run(to + i * size, from + i * step, centre, run);
+          continue;
+        }
+        for (int64_t k = 0; k < run; ++k)
+          to[i * size + k] =
+              static_cast<T>((static_cast<A>(from[i * step + k / 3 * p.stride[3] + k % 3]) - centre[k]) * (A(1) / 256));
       }
-      for (int64_t x = 0; x < p.patch_width; ++x)
-        for (int64_t c = 0; c < 3; ++c)
-          to[3 * x + c] = static_cast<T>((static_cast<A>(from[x * p.stride[3] + c]) - centre[c]) * (A(1) / 256));
     }
+    row += count;
   }
 }

@@ -90,11 +90,11 @@ def backward(
         for block, rows in gathered(gather, frames, weight, mean, grad):
             add_product(product, block.t(), rows)
             if wants_sums:
-                sums += block.sum(0, dtype=wide)
+                sums += block.sum(0)  # summed in float32; asked for it, PyTorch would convert all rows first
     elif wants_bias:
         sums = grad.sum((0, 1, 2), dtype=wide)
     nothing = grad.new_empty(0)
     return (
-        unfold(product, sums if any(rests(mean)) else None, weight, mean, std) if wanted[0] else nothing,
+        unfold(product, sums, weight, mean, std) if wanted[0] else nothing,
         sums.to(weight.dtype) if wants_bias else nothing,
     )

@@ -32,26 +32,26 @@ def fold(
 ) -> tuple[Tensor, Tensor]:
     """``[C, 3, ph, pw]`` and ``[C]`` -> w' in the order of the frames, ``[C, ph * pw * 3]``, and the bias in the dtype of sums.
 
-    The bias makes up for r by w' as it is rounded. Rows of w' are filled up to a ``multiple`` with zeros. Channel by channel:
-    numbers on the host make no copy to a GPU.
+    The bias makes up for r by w' as it is rounded. Rows of w' are filled up to a ``multiple`` with zeros.
     """
     channels, _, height, width = weight.shape
     wide, size = accumulate_dtype(weight.dtype), height * width * 3
+    scaled = (weight.to(wide) * _numbers(scales(std), weight)[:, None, None]).to(weight.dtype)
     make = torch.zeros if size % multiple else torch.empty
     matrix = make(channels, -(-size // multiple) * multiple, dtype=weight.dtype, device=weight.device)
-    folded = matrix[:, :size].unflatten(1, (height, width, 3))
-    shift = torch.zeros(channels, dtype=wide, device=weight.device) if bias is None else bias.to(wide, copy=True)
-    for c, (scale, rest) in enumerate(zip(scales(std), rests(mean))):
-        folded[..., c] = weight[:, c].to(wide) * scale
-        if rest:
-            shift.add_(folded[..., c].sum((1, 2), dtype=wide), alpha=rest)
-    return matrix, shift
+    matrix[:, :size].unflatten(1, (height, width, 3)).copy_(scaled.permute(0, 2, 3, 1))
+    shift = (scaled.to(wide).sum((2, 3)) * _numbers(rests(mean), weight)).sum(1)
+    return matrix, shift if bias is None else shift + bias
 
 
-def unfold(product: Tensor, sums: Tensor | None, weight: Tensor, mean: list[float], std: list[float]) -> Tensor:
+def unfold(product: Tensor, sums: Tensor, weight: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """The gradient of ``weight`` from ``product = grad^T x`` ``[C, ph * pw * 3]`` and the sums of grad ``[C]``."""
-    grad, by_pixel = empty_dense_like(weight), product.view(len(weight), *weight.shape[2:], 3)
-    for c, (scale, rest) in enumerate(zip(scales(std), rests(mean))):
-        part = by_pixel[..., c] if sums is None else torch.add(by_pixel[..., c], sums[:, None, None], alpha=rest)
-        grad[:, c] = part * scale
-    return grad
+    by_pixel = product.view(len(weight), *weight.shape[2:], 3)
+    rest = sums[:, None] * _numbers(rests(mean), weight)  # [C, 3]
+    grad = (by_pixel + rest[:, None, None]) * _numbers(scales(std), weight)
+    return empty_dense_like(weight).copy_(grad.permute(0, 3, 1, 2))
+
+
+def _numbers(values: list[float], like: Tensor) -> Tensor:
+    """One for each colour, in the dtype of sums. Filled in, not copied from the host, which a CUDA graph could not hold."""
+    return torch.stack([like.new_full((), value, dtype=accumulate_dtype(like.dtype)) for value in values])
