@@ -23,8 +23,8 @@ struct Problem {
 namespace i2v {
 namespace {
 
-void patch_rows(const Tensor& frames, const std::vector<int64_t> centre, int64_t patch_height, int64_t patch_width, int64_t first,
-                const Tensor& rows) {
+void patch_rows(const Tensor& frames, const std::vector<int64_t> centre, int64_t patch_height, int64_t patch_width,
+                int64_t first, const Tensor& rows) {
   STD_TORCH_CHECK(frames.dim() == 5 && frames.is_cpu() && frames.scalar_type() == ScalarType::Byte && frames.size(4) == 3 &&
                       frames.stride(4) == 1,
                   "patch_rows: frames must be a uint8 CPU tensor [B, T, H, W, 3] whose last stride is 1");

@@ -23,7 +23,7 @@ def patch_rows(*args: object) -> None:
 
 def rows_of_a_block(weight: Tensor) -> int:
     """On a CPU more than elsewhere: every product packs all of the weight again, and patches are cheap to read from memory."""
-    count = block_count(weight.device, weight[0].numel() * weight.element_size())
+    count = block_count(weight.device, weight.shape[1:].numel() * weight.element_size())
     return 4 * count if weight.device.type == "cpu" else count
 
 
@@ -84,7 +84,7 @@ def backward(
     """What of the gradients of weight and bias is wanted; the patches are gathered again."""
     wide = accumulate_dtype(weight.dtype)
     wants_bias, wants_sums = wanted[1] and bias is not None, wanted[1] or any(rests(mean))
-    product = torch.zeros(len(weight), weight[0].numel(), dtype=wide, device=weight.device)
+    product = torch.zeros(len(weight), weight.shape[1:].numel(), dtype=wide, device=weight.device)
     sums = torch.zeros(len(weight), dtype=wide, device=weight.device)
     if wanted[0]:
         for block, rows in gathered(gather, frames, weight, mean, grad):
