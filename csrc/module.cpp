@@ -55,10 +55,16 @@ PYBIND11_MODULE(_C, m) {
         for (int i = 0; i <= static_cast<int>(i2v::best_isa()); ++i) isas.emplace_back(i2v::names[i]);
         info["instruction_sets"] = isas;
         info["instruction_set"] = std::string(i2v::names[static_cast<int>(i2v::current_isa())]);
+#if defined(__x86_64__)
+        info["vnni"] = static_cast<bool>(__builtin_cpu_supports("avx512vnni"));
+#else
+        info["vnni"] = false;
+#endif
         info["torch_target"] = "2.11";
         return info;
       },
-      "Compiler, CUDA architectures (empty without CUDA), instruction sets this processor can run, and the one in use.");
+      "Compiler, CUDA architectures (empty without CUDA), instruction sets this processor can run, the one in use, and whether "
+      "it has AVX-512 VNNI.");
   m.def(
       "use_instruction_set",
       [](const std::string& name) {

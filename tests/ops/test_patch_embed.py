@@ -7,12 +7,14 @@ import torch
 from test_correct import compare, needs_extension
 
 import i2v_kernels as i2v
-from i2v_kernels.ops.patch_embed import blocks
+from i2v_kernels import _extension
+from i2v_kernels.ops.patch_embed import blocks, digits
 from i2v_kernels.ops.patch_embed.fold import centre, rests
 from i2v_kernels.testing import Sample
 from i2v_kernels.testing.patch_embed import CLIP, INFO
 
 BACKENDS = ["reference", pytest.param("cpu", marks=needs_extension)]
+needs_vnni = pytest.mark.skipif(not (_extension.load()[0] and digits.bytes_are_fast()), reason="no exact product of bytes")
 WEIGHT, BIAS = INFO.samples()[0].args[1:]
 
 
@@ -87,6 +89,115 @@ def test_bright_frames_and_weights_of_one_sign(dtype):
     video = torch.randint(110, 121, (2, 3, 32, 32, 3), dtype=torch.uint8)
     weight = WEIGHT.abs().repeat(1, 1, 4, 4)
     compare(INFO, Sample("", (video, weight), CLIP), dtype, "cpu")
+
+
+@needs_extension
+@pytest.mark.parametrize("sample", INFO.samples(), ids=str)
+def test_float32_without_the_product_of_bytes(sample, monkeypatch):
+    monkeypatch.setattr(digits, "bytes_are_fast", lambda: False)
+    compare(INFO, sample, torch.float32, "cpu")
+
+
+def by_digits(video, weight, bias=None, norm=CLIP):
+    """The float32 result from whole numbers, or None where they do not suit."""
+    out = blocks.empty_output(video, weight)
+    norm = {name: list(map(float, values)) for name, values in norm.items()}
+    return out if digits._fill(out.view(-1, len(weight)), video, weight, bias, **norm) else None
+
+
+@needs_vnni
+@pytest.mark.parametrize("side", [2, 7, 16, 32])
+@pytest.mark.parametrize("pixels", ["any", "black", "white", "black and white"])
+@pytest.mark.parametrize("kind", ["normal", "all alike", "of one sign", "a channel of zeros", "1e-15", "1e15"])
+def test_whole_numbers_are_at_least_as_good(side, pixels, kind):
+    """As float32 sums; up to the largest sums there can be."""
+    torch.manual_seed(0)
+    video = {
+        "any": frames(1, 2, 64, 64), "black": frames(1, 2, 64, 64) * 0, "white": frames(1, 2, 64, 64) * 0 + 255,
+        "black and white": frames(1, 2, 64, 64) // 128 * 255,
+    }[pixels][:, :, : 64 // side * side, : 64 // side * side]  # fmt: skip
+    weight = torch.randn(20, 3, side, side)
+    weight = {
+        "normal": weight, "all alike": weight * 0 - 0.3, "of one sign": weight.abs() + 1,
+        "1e-15": weight * 1e-15, "1e15": weight * 1e15,
+        "a channel of zeros": weight * (torch.arange(20) != 3)[:, None, None, None],
+    }[kind]  # fmt: skip
+    exact = i2v.patch_embed(video, weight.double(), **CLIP, backend="reference")
+    got, floats = by_digits(video, weight), i2v.patch_embed(video, weight, **CLIP, backend="reference")
+    error = (got - exact).norm() / exact.norm()
+    assert error <= max(1.5 * (floats - exact).norm() / exact.norm(), 2**-23)  # of float32, the last place
+
+
+@needs_vnni
+@pytest.mark.parametrize("value", [1000.0, float("nan"), float("inf"), float("-inf")])
+def test_weights_that_do_not_suit_whole_numbers(value):
+    """A weight that outweighs its channel would leave too few digits to the others; the float32 product takes them all."""
+    video, weight = frames(1, 2, 32, 48), torch.randn(20, 3, 16, 16)
+    assert by_digits(video, weight) is not None
+    weight[3, 1, 7, 9] = value
+    assert by_digits(video, weight) is None
+    got, want = (i2v.patch_embed(video, weight, **CLIP, backend=backend) for backend in ("cpu", "reference"))
+    assert torch.equal(got.isfinite(), want.isfinite())
+    torch.testing.assert_close(*(out.nan_to_num(0, 0, 0) for out in (got, want)), rtol=1e-5, atol=1e-3)
+    assert by_digits(video, torch.randn(20, 3, 16, 16) * 1e-30) is None
+
+
+@needs_vnni
+def test_float32_takes_the_product_of_bytes(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        torch, "_int_mm", lambda *args, product=torch._int_mm, **rest: calls.append(1) or product(*args, **rest)
+    )
+    video, weight = frames(1, 2, 32, 48), torch.randn(20, 3, 16, 16)
+    i2v.patch_embed(video, weight, **CLIP, backend="cpu")
+    assert len(calls) == 1
+    i2v.patch_embed(video, weight.bfloat16(), **CLIP, backend="cpu")
+    i2v.patch_embed(video, weight.double(), **CLIP, backend="cpu")
+    assert len(calls) == 1
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"weight": torch.zeros(2, 12).double()}, "weight"),
+        ({"weight": torch.zeros(2, 24)[:, ::2]}, "weight"),
+        ({"weight": torch.zeros(24)}, "weight must be"),
+        ({"centre": [1]}, "3 numbers"),
+        ({"digits": torch.zeros(5, 12, dtype=torch.int8)}, "digits"),
+        ({"digits": torch.zeros(6, 12, dtype=torch.uint8)}, "digits"),
+        ({"correction": torch.zeros(3, 1, dtype=torch.int32)}, "correction"),
+        ({"scale": torch.zeros(1)}, "scale"),
+    ],
+)
+def test_a_direct_split_stays_within_its_tensors(changes, text):
+    good = {"weight": torch.ones(2, 12), "centre": [1, 2, 3], "digits": torch.zeros(6, 12, dtype=torch.int8)}
+    good |= {"correction": torch.zeros(3, 2, dtype=torch.int32), "scale": torch.zeros(2)}
+    assert torch.ops.i2v_kernels_C.split_weight(**good)
+    with pytest.raises(RuntimeError, match=text):
+        torch.ops.i2v_kernels_C.split_weight(**{**good, **changes})
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"out": torch.zeros(4, 3)}, "out|sums"),
+        ({"out": torch.zeros(8)}, "out must be"),
+        ({"sums": torch.zeros(4, 6)}, "sums"),
+        ({"sums": torch.zeros(3, 6, dtype=torch.int32)}, "sums"),
+        ({"correction": torch.zeros(2, 2, dtype=torch.int32)}, "correction"),
+        ({"scale": torch.zeros(3)}, "scale"),
+        ({"bias": torch.zeros(2).double()}, "bias"),
+    ],
+)
+def test_a_direct_join_stays_within_its_tensors(changes, text):
+    good = {"sums": torch.ones(4, 6, dtype=torch.int32), "correction": torch.zeros(3, 2, dtype=torch.int32)}
+    good |= {"scale": torch.full((2,), 2.0), "bias": torch.ones(2), "out": torch.zeros(4, 2)}
+    torch.ops.i2v_kernels_C.join_digits(**good)
+    assert (good["out"] == 2 * (65536 + 256 + 1) + 1).all()
+    with pytest.raises(RuntimeError, match=text):
+        torch.ops.i2v_kernels_C.join_digits(**{**good, **changes})
 
 
 @needs_extension

@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import _extension
 from .. import checks
 from ..base import Backend, Op, empty_dense_like, reference_backend, triton_backend
-from . import blocks, reference
+from . import blocks, digits, reference
 
 NAME = "patch_embed"
 
@@ -124,7 +124,7 @@ _OP = Op(
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool[2] wanted) -> (Tensor, Tensor)",
     backends=(
         reference_backend(reference.forward, differentiable=(1, 2), empty=blocks.empty_output),
-        Backend("cpu", _cpu_can_run, blocks.forward, blocks.backward),
+        Backend("cpu", _cpu_can_run, digits.forward, blocks.backward),
         triton_backend(NAME, _triton_limits),
     ),
     preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
