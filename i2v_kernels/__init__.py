@@ -12,6 +12,7 @@ from .ops import (
     token_shift,
     token_shift_,
 )
+from .patching import patch, patched, unpatch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,12 +20,15 @@ __all__ = [
     "bottleneck_adapter",
     "explain",
     "lora_linear",
+    "patch",
     "patch_embed",
+    "patched",
     "st_adapter",
     "temporal_attention",
     "temporal_conv",
     "token_shift",
     "token_shift_",
+    "unpatch",
 ]
 
 _extension.load()

@@ -1,0 +1,168 @@
+"""``python -m bench.patch``: models as their users have them, before and after ``i2v_kernels.patch``.
+
+Forward without gradients, and forward and backward of a training step, by turns in one process, with random weights of the real
+architecture. Peak memory is what a call takes beyond the parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torchvision
+import transformers
+from torch import Tensor, nn
+
+import i2v_kernels as i2v
+
+from . import memory
+from .__main__ import DTYPES, machine, save
+from .measure import interleaved, start
+
+FRAMES = 8
+
+
+class Adapter(nn.Module):
+    """ST-Adapter as its authors write it: patches to ``[B, C, T, H, W]``, a depthwise ``Conv3d``, and back."""
+
+    def __init__(self, channels: int, width: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(channels, width), nn.Linear(width, channels)
+        self.conv = nn.Conv3d(width, width, kernel, padding=tuple(size // 2 for size in kernel), groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = round((x.shape[1] - 1) ** 0.5)
+        hidden = self.fc1(x[:, 1:]).view(-1, FRAMES, side, side, self.conv.in_channels).permute(0, 4, 1, 2, 3).contiguous()
+        hidden = self.conv(hidden).permute(0, 2, 3, 4, 1).contiguous().view(len(x), side * side, -1)
+        return torch.cat((x[:, :1], x[:, 1:] + self.fc2(hidden)), 1)
+
+
+class Adapted(nn.Module):
+    def __init__(self, block: nn.Module, kernel: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.adapter, self.block = Adapter(768, 384, kernel), block
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.block(self.adapter(x), *args, **kwargs)
+
+
+class TemporalShift(nn.Module):
+    """TSM's module as its authors write it."""
+
+    def __init__(self, net: nn.Module, n_segment: int = FRAMES, n_div: int = 8) -> None:
+        super().__init__()
+        self.net, self.n_segment, self.fold_div = net, n_segment, n_div
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames, channels, height, width = x.shape
+        x = x.view(-1, self.n_segment, channels, height, width)
+        fold = channels // self.fold_div
+        out = torch.zeros_like(x)
+        out[:, :-1, :fold] = x[:, 1:, :fold]
+        out[:, 1:, fold : 2 * fold] = x[:, :-1, fold : 2 * fold]
+        out[:, :, 2 * fold :] = x[:, :, 2 * fold :]
+        return self.net(out.view(frames, channels, height, width))
+
+
+def timesformer(clips: int) -> tuple[nn.Module, Tensor]:
+    config = transformers.TimesformerConfig(num_frames=FRAMES)
+    return transformers.TimesformerModel(config), torch.randn(clips, FRAMES, 3, 224, 224)
+
+
+def xclip(clips: int) -> tuple[nn.Module, Tensor]:
+    config = transformers.XCLIPVisionConfig(patch_size=16, num_frames=FRAMES)
+    return transformers.XCLIPVisionModel(config), torch.randn(clips * FRAMES, 3, 224, 224)
+
+
+def adapted_vit(clips: int, kernel: tuple[int, int, int]) -> tuple[nn.Module, Tensor]:
+    model = open_clip.create_model("ViT-B-16").visual.requires_grad_(False)
+    model.transformer.resblocks = nn.ModuleList(Adapted(block, kernel) for block in model.transformer.resblocks)
+    return model, torch.randn(clips * FRAMES, 3, 224, 224)
+
+
+def tsm_resnet(clips: int) -> tuple[nn.Module, Tensor]:
+    model = torchvision.models.resnet50()
+    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for block in layer:
+            block.conv1 = TemporalShift(block.conv1)
+    return model, torch.randn(clips * FRAMES, 3, 224, 224)
+
+
+MODELS: dict[str, Callable[[int], tuple[nn.Module, Tensor]]] = {
+    "transformers TimeSformer-B": timesformer,
+    "transformers X-CLIP-B/16, vision": xclip,
+    "open_clip ViT-B/16, ST-Adapter 3x1x1": partial(adapted_vit, kernel=(3, 1, 1)),
+    "open_clip ViT-B/16, ST-Adapter 3x3x3": partial(adapted_vit, kernel=(3, 3, 3)),
+    "torchvision ResNet-50, TSM": tsm_resnet,
+}
+
+
+def output(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+        result = model(x)
+    return result if isinstance(result, Tensor) else result[0]
+
+
+def forward(model: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
+    with torch.no_grad():
+        output(model, x, dtype)
+
+
+def step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
+    """Gradients are overwritten, as an optimizer that sets them to None at each step has them."""
+    output(model, x, dtype).float().square().mean().backward()
+    model.zero_grad()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.patch", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", choices=list(MODELS), action="append", help="only this model")
+    parser.add_argument("--clips", type=int, help="clips a call; 1 on a CPU, 16 on a GPU")
+    parser.add_argument("--dtype", choices=list(DTYPES), action="append", help="only this dtype")
+    parser.add_argument("--seconds", type=float, default=30.0, help="measuring time per model, dtype and mode")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    options = parser.parse_args(argv)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    device, clips = options.device, options.clips or (16 if options.device == "cuda" else 1)
+    about = machine(device)
+    print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, load {about['load']:.1f}\n")
+    print(f"{'model':<38}{'dtype':<10}{'mode':<9}{'patched ms (20-80 %)':<26}{'plain ms':<12}faster   peak MiB, plain")
+    rows = []
+    for name in options.model or MODELS:
+        torch.manual_seed(0)
+        plain, x = MODELS[name](clips)
+        plain, x = plain.to(device).eval(), x.to(device)
+        patched = copy.deepcopy(plain)
+        i2v.patch(patched)
+        for dtype in options.dtype or ("float32", "bfloat16"):
+            for mode, run in (("forward", forward), ("step", step)):
+                for model in (plain, patched):
+                    model.train(mode == "step")
+                calls = {label: partial(run, m, x, DTYPES[dtype]) for label, m in (("plain", plain), ("patched", patched))}
+                ms = interleaved(calls, device, options.seconds, cold=True)
+                peak = {label: memory.peak(call, device) for label, call in calls.items()}
+                ratio = ms["plain"].median / ms["patched"].median
+                rows.append({
+                    "model": name, "clips": clips, "dtype": dtype, "mode": mode, "ratio": ratio, "peak_mib": peak,
+                    "ms": {label: vars(timing) for label, timing in ms.items()},
+                })  # fmt: skip
+                spread = f"{ms['patched'].median:.0f} ({ms['patched'].low:.0f}-{ms['patched'].high:.0f})"
+                shown = f"{name:<38}{dtype:<10}{mode:<9}{spread:<26}{ms['plain'].median:<12.0f}"
+                print(f"{shown}{ratio:.2f} x   {peak['patched']:.0f}, {peak['plain']:.0f}", flush=True)
+    if options.json:
+        save(options.json, about, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    start(main)

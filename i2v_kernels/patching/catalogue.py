@@ -1,0 +1,21 @@
+"""All rules. The first that knows a module decides about it."""
+
+from . import adapter, clip_blocks, conv, evl, lora, mlp, shift, timesformer
+from .rules import Rule
+
+RULES: tuple[Rule, ...] = (
+    timesformer.divided_layer,
+    timesformer.self_attention,
+    mlp.quick_gelu_mlp,
+    shift.temporal_shift,
+    conv.depthwise_conv3d,
+    conv.patches,
+    lora.peft_lora,
+    adapter.aim_adapter,
+    adapter.st_adapter_module,
+    clip_blocks.aim_block,
+    clip_blocks.x_clip_block,
+    evl.attention,
+    evl.encoder_layer,
+    evl.decoder,
+)

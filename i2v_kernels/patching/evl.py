@@ -1,0 +1,109 @@
+"""EVL (arXiv 2208.03550), of the authors' repository: fused attention on views, the temporal convolution on tokens as they lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.temporal_conv import temporal_conv
+from .rules import Inputs, Replacement, has_parts, hooked, keeps_its_dtype, random_like
+
+PROJECTIONS = dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), nn.Linear)
+
+
+def attention(module: Any) -> Replacement | None:
+    """``Attention`` that returns its output alone: its scores are not written."""
+    if not has_parts(module, **PROJECTIONS) or getattr(module, "return_all_features", None) is not False:
+        return None
+    return Replacement(_attend, "scaled_dot_product_attention", _three)
+
+
+def _three(module: Any) -> Inputs:
+    q = random_like(module, 2, 3, module.q_proj.in_features)
+    return q, random_like(module, 2, 5, module.k_proj.in_features), random_like(module, 2, 5, module.v_proj.in_features)
+
+
+def _attend(module: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+    if kwargs or len(args) != 3 or module.return_all_features or any(x.dim() != 3 for x in args):
+        return original(*args, **kwargs)
+    return _mixed(module, *_projected(module, *args))
+
+
+def _projected(module: Any, *args: Tensor) -> list[Tensor]:
+    """q, k and v as ``[N, L, H, D]``."""
+    layers = (module.q_proj, module.k_proj, module.v_proj)
+    return [layer(x).unflatten(2, (module.num_heads, -1)) for layer, x in zip(layers, args)]
+
+
+def _mixed(module: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return module.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def encoder_layer(module: Any) -> Replacement | None:
+    """``TransformerEncoderLayer`` that returns its features: attention's scores are not among them."""
+    if not has_parts(module, attn=None, mlp=None, norm1=None, norm2=None) or not has_parts(module.attn, **PROJECTIONS):
+        return None
+    if getattr(module, "return_all_features", None) is not True:
+        return None
+    return Replacement(_encode, "scaled_dot_product_attention", lambda m: (random_like(m, 2, 5, m.attn.q_proj.in_features),))
+
+
+def _encode(layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+    if kwargs or len(args) != 1 or args[0].dim() != 3 or not layer.return_all_features or hooked(layer.attn):
+        return original(*args, **kwargs)
+    normed = layer.norm1(args[0])
+    q, k, v = _projected(layer.attn, normed, normed, normed)
+    mixed = _mixed(layer.attn, q, k, v)
+    x = args[0] + mixed
+    return {"q": q, "k": k, "v": v, "attn_out": mixed, "out": x + layer.mlp(layer.norm2(x))}
+
+
+def decoder(module: Any) -> Replacement | str | None:
+    """``EVLDecoder``: the depthwise ``Conv1d`` over frames and its residual in one pass, without two transposed copies."""
+    if not has_parts(module, decoder_layers=nn.ModuleList, temporal_conv=nn.ModuleList):
+        return None
+    reason = next((r for conv in module.temporal_conv if (r := _why_not(conv)) is not None), None)
+    return reason or Replacement(_decode, "temporal_conv, which leaves the features as they were", _features)
+
+
+def _why_not(conv: Any) -> str | None:
+    if type(conv) is not nn.Conv1d:
+        return f"its convolution over frames is a {type(conv).__name__}"
+    (size,), (dilation,) = conv.kernel_size, conv.dilation
+    depthwise = conv.groups == conv.in_channels == conv.out_channels and size in (3, 5, 7)
+    if not depthwise or conv.stride != (1,) or conv.padding != (dilation * (size // 2),) or conv.padding_mode != "zeros":
+        return f"its convolution over frames is not depthwise and of the clip's length: {conv}"
+    return None
+
+
+def _features(module: Any) -> Inputs:
+    cross = getattr(module, "cross_attention", None)
+    height, width = cross[0].spatial_size if cross else (2, 2)
+    channels = module.temporal_conv[0].in_channels
+    heads = module.decoder_layers[0].attn.num_heads
+    tables = getattr(module, "temporal_pos_embed", None)
+    tokens = random_like(module, 2, len(tables[0]) if tables else 4, height * width + 1, channels)
+    qk = tokens.unflatten(3, (heads, -1))
+    return ([{"out": tokens, "q": qk, "k": qk.flip(1)} for _ in module.decoder_layers],)
+
+
+def _decode(decoder: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+    if kwargs or len(args) != 1 or len(args[0]) != decoder.num_layers or not decoder.enable_temporal_conv:
+        return original(*args, **kwargs)
+    whole = all(keeps_its_dtype(features["out"]) for features in args[0])
+    if not whole or hooked(*decoder.temporal_conv) or any(_why_not(conv) for conv in decoder.temporal_conv):
+        return original(*args, **kwargs)
+    x = decoder.cls_token.view(1, 1, -1).repeat(len(args[0][0]["out"]), 1, 1)
+    for i, (layer, features) in enumerate(zip(decoder.decoder_layers, args[0])):
+        conv = decoder.temporal_conv[i]
+        weight = conv.weight[..., None, None]
+        tokens = temporal_conv(features["out"], weight, conv.bias, dilation=conv.dilation[0], residual=True)
+        if decoder.enable_temporal_pos_embed:
+            tokens = tokens + decoder.temporal_pos_embed[i][:, None]
+        if decoder.enable_temporal_cross_attention:
+            tokens = tokens + decoder.cross_attention[i](features["q"], features["k"])
+        x = layer(x, tokens.flatten(1, 2))
+    return x

@@ -1,0 +1,164 @@
+"""Models as users have them, small and seeded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+class TemporalShift(nn.Module):
+    """TSM's module as its authors' repository writes it."""
+
+    def __init__(self, net: nn.Module, n_segment: int, n_div: int = 8, inplace: bool = False) -> None:
+        super().__init__()
+        self.net, self.n_segment, self.fold_div, self.inplace = net, n_segment, n_div, inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames, channels, height, width = x.shape
+        x = x.view(-1, self.n_segment, channels, height, width)
+        fold = channels // self.fold_div
+        out = torch.zeros_like(x)
+        out[:, :-1, :fold] = x[:, 1:, :fold]
+        out[:, 1:, fold : 2 * fold] = x[:, :-1, fold : 2 * fold]
+        out[:, :, 2 * fold :] = x[:, :, 2 * fold :]
+        return self.net(out.view(frames, channels, height, width))
+
+
+class OtherShift(TemporalShift):
+    """A fork that turns the clip round: the same parts, another result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(0))
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Adapter(nn.Module):
+    """AIM's, as its authors' repository writes it."""
+
+    def __init__(self, channels: int, skip_connect: bool = True) -> None:
+        super().__init__()
+        self.skip_connect = skip_connect
+        self.act = nn.GELU()
+        self.D_fc1, self.D_fc2 = nn.Linear(channels, channels // 4), nn.Linear(channels // 4, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.D_fc2(self.act(self.D_fc1(x)))
+        return x + out if self.skip_connect else out
+
+
+def timesformer(attention_type: str = "divided_space_time", **options: Any) -> tuple[nn.Module, Tensor]:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.TimesformerConfig(
+        image_size=32, patch_size=8, num_frames=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=96, attention_type=attention_type, **options,
+    )  # fmt: skip
+    return transformers.TimesformerModel(config).eval(), torch.randn(2, 4, 3, 32, 32)
+
+
+def xclip() -> tuple[nn.Module, Tensor]:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.XCLIPVisionConfig(
+        image_size=32, patch_size=8, num_frames=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=96,
+    )  # fmt: skip
+    return transformers.XCLIPVisionModel(config).eval(), torch.randn(8, 3, 32, 32)
+
+
+def videomae() -> tuple[nn.Module, Tensor]:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.VideoMAEConfig(
+        image_size=32, patch_size=8, num_frames=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=96,
+    )  # fmt: skip
+    return transformers.VideoMAEModel(config).eval(), torch.randn(2, 4, 3, 32, 32)
+
+
+def vivit() -> tuple[nn.Module, Tensor]:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.VivitConfig(
+        image_size=32, num_frames=4, tubelet_size=[2, 8, 8], hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=96,
+    )  # fmt: skip
+    return transformers.VivitModel(config).eval(), torch.randn(2, 4, 3, 32, 32)
+
+
+def vjepa2() -> tuple[nn.Module, Tensor]:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.VJEPA2Config(
+        crop_size=32, patch_size=8, frames_per_clip=4, tubelet_size=2, hidden_size=48, num_hidden_layers=2,
+        num_attention_heads=2, pred_hidden_size=48, pred_num_hidden_layers=1, pred_num_attention_heads=2,
+    )  # fmt: skip
+    return transformers.VJEPA2Model(config).eval(), torch.randn(2, 4, 3, 32, 32)
+
+
+def open_clip() -> tuple[nn.Module, Tensor]:
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    visual = open_clip.transformer.VisionTransformer(
+        32, 8, 48, 2, 3, 2.0, output_dim=16, act_layer=open_clip.transformer.QuickGELU
+    )
+    return visual.eval(), torch.randn(4, 3, 32, 32)
+
+
+def timm_vit() -> tuple[nn.Module, Tensor]:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.models.vision_transformer.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
+    return model.eval(), torch.randn(4, 3, 32, 32)
+
+
+def tsm() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    blocks = [TemporalShift(nn.Conv2d(16, 16, 1), 4), nn.ReLU(), TemporalShift(nn.Conv2d(16, 24, 3, padding=1), 4)]
+    return nn.Sequential(*blocks), torch.randn(8, 16, 6, 5)
+
+
+def conv_adapters() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    kernels = ((3, 1, 1), (1, 3, 3), (3, 3, 3), (5, 1, 1), (7, 1, 1))
+    convs = [nn.Conv3d(8, 8, k, padding=tuple(size // 2 for size in k), groups=8) for k in kernels]
+    dilated = nn.Conv3d(8, 8, (3, 1, 1), padding="same", dilation=(2, 1, 1), groups=8, bias=False)
+    return nn.Sequential(*convs, dilated), torch.randn(2, 8, 4, 5, 6)
+
+
+def aim_adapters() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(Adapter(16), Adapter(16, skip_connect=False)), torch.randn(2, 5, 16)
+
+
+def peft_lora() -> tuple[nn.Module, Tensor]:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0", "2"], init_lora_weights=False))
+    return model.eval(), torch.randn(2, 5, 16)
+
+
+# name -> (a maker, the classes that are replaced in it)
+MODELS = {
+    "timesformer divided": (timesformer, {"TimesformerLayer", "TimesformerSelfAttention", "Conv2d"}),
+    "timesformer joint": (lambda: timesformer("joint_space_time"), {"TimesformerSelfAttention", "Conv2d"}),
+    "timesformer space only": (lambda: timesformer("space_only"), {"TimesformerSelfAttention", "Conv2d"}),
+    "xclip": (xclip, {"XCLIPMLP", "Conv2d"}),
+    "videomae": (videomae, {"Conv3d"}),
+    "vivit": (vivit, {"Conv3d"}),
+    "vjepa2": (vjepa2, {"Conv3d"}),
+    "open_clip": (open_clip, {"Sequential", "Conv2d"}),
+    "timm": (timm_vit, {"Conv2d"}),
+    "tsm": (tsm, {"TemporalShift"}),
+    "conv adapters": (conv_adapters, {"Conv3d"}),
+    "aim adapters": (aim_adapters, {"Adapter"}),
+    "peft lora": (peft_lora, {"Linear"}),
+}
