@@ -12,17 +12,19 @@ from .ops import (
     token_shift,
     token_shift_,
 )
-from .patching import patch, patched, unpatch
+from .patching import kernel_mapping, patch, patched, register_attention, unpatch
 
 __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "bottleneck_adapter",
     "explain",
+    "kernel_mapping",
     "lora_linear",
     "patch",
     "patch_embed",
     "patched",
+    "register_attention",
     "st_adapter",
     "temporal_attention",
     "temporal_conv",

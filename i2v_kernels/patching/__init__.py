@@ -2,5 +2,6 @@
 
 from .patcher import is_patched, patch, patched, unpatch
 from .report import PatchReport, Row
+from .seams import kernel_mapping, register_attention
 
-__all__ = ["PatchReport", "Row", "is_patched", "patch", "patched", "unpatch"]
+__all__ = ["PatchReport", "Row", "is_patched", "kernel_mapping", "patch", "patched", "register_attention", "unpatch"]

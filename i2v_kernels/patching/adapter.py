@@ -11,7 +11,7 @@ from ..ops.bottleneck_adapter import bottleneck_adapter
 from ..ops.st_adapter import st_adapter
 from .conv import depthwise_conv3d
 from .mlp import QUICK_GELU
-from .rules import Replacement, hooked, keeps_its_dtype, random_like
+from .rules import Replacement, hooked, keeps_its_dtype, not_linear, random_like
 
 ACTIVATIONS = {"GELU": "gelu", "ReLU": "relu", "SiLU": "silu", **dict.fromkeys(QUICK_GELU, "quick_gelu")}
 
@@ -22,7 +22,7 @@ def aim_adapter(module: Any) -> Replacement | str | None:
         return None
     if type(module.act).__name__ not in ACTIVATIONS:
         return f"its activation is a {type(module.act).__name__}"
-    return _no_linear(module.D_fc1, module.D_fc2) or Replacement(
+    return not_linear(module.D_fc1, module.D_fc2) or Replacement(
         _aim, "bottleneck_adapter", lambda m: (random_like(m, 2, 3, m.D_fc1.in_features),)
     )
 
@@ -31,16 +31,9 @@ def _has_skip(module: Any) -> bool:
     return isinstance(getattr(module, "skip_connect", None), bool)
 
 
-def _no_linear(*layers: nn.Module) -> str | None:
-    for layer in layers:
-        if type(layer) is not nn.Linear:
-            return f"a layer of it is a {type(layer).__name__}, which computes something else than its weight says"
-    return None
-
-
 def _aim(module: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
     down, up = module.D_fc1, module.D_fc2
-    if len(args) != 1 or kwargs or _no_linear(down, up) or hooked(down, module.act, up):
+    if len(args) != 1 or kwargs or not_linear(down, up) or hooked(down, module.act, up):
         return original(*args, **kwargs)
     x: Tensor = args[0]
     activation = ACTIVATIONS[type(module.act).__name__]
@@ -60,7 +53,7 @@ def st_adapter_module(module: Any) -> Replacement | str | None:
         return f"its convolution: {found or 'it is not depthwise'}"
     if module.conv.dilation != (1, 1, 1):
         return f"its convolution: dilation={module.conv.dilation}"
-    return _no_linear(module.fc1, module.fc2) or Replacement(
+    return not_linear(module.fc1, module.fc2) or Replacement(
         _st, "st_adapter, which leaves its input as it was", lambda m: (random_like(m, 8, 10, m.fc1.in_features), 4)
     )
 
@@ -74,7 +67,7 @@ def _st(module: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         or args[0].shape[0] % args[1]
         or isqrt(args[0].shape[1] - 1) ** 2 != args[0].shape[1] - 1
         or not keeps_its_dtype(args[0])
-        or _no_linear(down, up)
+        or not_linear(down, up)
         or hooked(down, conv, up)
     ):
         return original(*args, **kwargs)

@@ -6,7 +6,7 @@ from .rules import Rule
 RULES: tuple[Rule, ...] = (
     timesformer.divided_layer,
     timesformer.self_attention,
-    mlp.quick_gelu_mlp,
+    mlp.perceptron,
     shift.temporal_shift,
     conv.depthwise_conv3d,
     conv.patches,

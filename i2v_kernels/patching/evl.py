@@ -1,4 +1,4 @@
-"""EVL (arXiv 2208.03550), of the authors' repository: fused attention on views, the temporal convolution on tokens as they lie."""
+"""EVL (arXiv 2208.03550) as its authors wrote it: fused attention on views, the temporal convolution on tokens as they lie."""
 
 from __future__ import annotations
 

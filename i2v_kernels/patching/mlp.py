@@ -1,7 +1,8 @@
-"""The perceptron of CLIP's blocks, ``linear -> QuickGELU -> linear``, in OpenAI's, open_clip's and transformers' spelling.
+"""The perceptron of transformer blocks, ``linear -> GELU or QuickGELU -> linear``, however its parts are called.
 
 ``x * sigmoid(1.702 * x)`` is ``silu(1.702 * x) / 1.702``, and the matrix products before and after take the factors along:
-one pass over the hidden layer in place of three, and one tensor of its size kept for backward in place of four.
+one pass over the hidden layer in place of three. For backward one tensor of the hidden layer's size is kept, where PyTorch keeps
+two with GELU and four with QuickGELU.
 """
 
 from __future__ import annotations
@@ -13,82 +14,114 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .rules import Replacement, class_of, hooked, random_like
+from .rules import Replacement, class_of, drops, hooked, not_linear, random_like
 
 FACTOR = 1.702
 QUICK_GELU = ("QuickGELU", "QuickGELUActivation")
+GELU = ("GELU", "GELUActivation")
 
 
-def quick_gelu_mlp(module: Any) -> Replacement | str | None:
+def perceptron(module: Any) -> Replacement | str | None:
+    """A ``Sequential``, or a module with ``fc1``, ``fc2`` and an activation; dropout and identities may stand between."""
     parts = _parts(module)
-    if parts is None or type(parts[1]).__name__ not in QUICK_GELU:
+    if parts is None:
         return None
-    for linear in (parts[0], parts[2]):
-        if type(linear) is not nn.Linear:
-            return f"a layer of it is a {type(linear).__name__}, which computes something else than its weight says"
-    return Replacement(
-        _forward, "one pass of QuickGELU between the products", lambda m: (random_like(m, 2, 5, parts[0].in_features),)
-    )
+    first, activation, second, _ = parts
+    reason = not_linear(first, second)
+    if reason is not None:
+        return reason
+    quick = type(activation).__name__ in QUICK_GELU
+    by = "QuickGELU in one pass between the products" if quick else "GELU's input alone is kept for backward"
+    return Replacement(_forward, by, lambda m: (random_like(m, 2, 5, first.in_features),))
 
 
-def _parts(module: nn.Module) -> tuple[Any, Any, Any] | None:
+def _parts(module: nn.Module) -> tuple[Any, Any, Any, list[Any]] | None:
+    """The two layers, the activation between them, and what does nothing outside of training."""
     children = dict(module.named_children())
-    if class_of(module) is nn.Sequential and len(children) == 3:
-        first, activation, second = children.values()
-        return first, activation, second
-    if set(children) == {"fc1", "activation_fn", "fc2"}:
-        return children["fc1"], children["activation_fn"], children["fc2"]
-    return None
+    if class_of(module) is nn.Sequential:
+        parts = list(children.values())
+    elif {"fc1", "fc2"} <= children.keys():
+        parts = [children.pop("fc1"), *(m for name, m in children.items() if name != "fc2"), children["fc2"]]
+    else:
+        return None
+    idle = [part for part in parts if isinstance(part, (nn.Dropout, nn.Identity))]
+    first, *rest = (part for part in parts if part not in idle) if len(parts) > len(idle) else (None,)
+    if len(rest) != 2 or type(rest[0]).__name__ not in (*QUICK_GELU, *GELU):
+        return None
+    return first, rest[0], rest[1], idle
 
 
 def _forward(module: nn.Module, original: Any, *args: Any, **kwargs: Any) -> Any:
-    first, activation, second = _parts(module) or (None, module, None)
-    if len(args) != 1 or kwargs or not type(first) is type(second) is nn.Linear or hooked(first, activation, second):
+    parts = _parts(module)
+    if parts is None or len(args) != 1 or kwargs or not may_fuse(*parts):
         return original(*args, **kwargs)
-    tensors = (args[0], first.weight, first.bias, second.weight, second.bias)
-    kind = tensors[0].device.type
+    first, activation, second, _ = parts
+    if type(activation).__name__ in GELU and not torch.is_grad_enabled():  # nothing to keep
+        return original(*args)
+    return fused(args[0], first, activation, second)
+
+
+def may_fuse(first: nn.Module, activation: nn.Module, second: nn.Module, idle: list[Any]) -> bool:
+    """Whether ``fused`` gives what these modules give, called one after the other."""
+    known = type(activation).__name__ in QUICK_GELU or (
+        type(activation).__name__ in GELU and getattr(activation, "approximate", "none") == "none"
+    )
+    plain = not_linear(first, second) is None and not hooked(first, activation, second, *idle)
+    return known and plain and not any(drops(part, getattr(part, "p", 0.0)) for part in idle)
+
+
+def fused(x: Tensor, first: Any, activation: nn.Module, second: Any) -> Tensor:
+    """``second(activation(first(x)))``."""
+    tensors, kind = (x, first.weight, first.bias, second.weight, second.bias), x.device.type
+    quick = type(activation).__name__ in QUICK_GELU
     if not torch.is_autocast_enabled(kind):
-        return _QuickGELUPerceptron.apply(*tensors)
+        return _Perceptron.apply(*tensors, quick)
     dtype = torch.get_autocast_dtype(kind)
     with torch.autocast(kind, enabled=False):
-        return _QuickGELUPerceptron.apply(*(t if t is None else t.to(dtype) for t in tensors))
+        return _Perceptron.apply(*(t if t is None else t.to(dtype) for t in tensors), quick)
 
 
-def _scaled(bias: Tensor | None, rows: Tensor, matrix: Tensor, beta: float, alpha: float) -> Tensor:
+def _product(bias: Tensor | None, rows: Tensor, matrix: Tensor, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
     if bias is None:
         return torch.addmm(rows.new_empty(1), rows, matrix, beta=0, alpha=alpha)
     return torch.addmm(bias, rows, matrix, beta=beta, alpha=alpha)
 
 
-class _QuickGELUPerceptron(torch.autograd.Function):
+class _Perceptron(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        hidden = _scaled(b1, rows, w1.t(), FACTOR, FACTOR)
+    def forward(
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, quick: bool
+    ) -> Tensor:
+        rows, ctx.quick = x.reshape(-1, x.shape[-1]), quick
+        scale = FACTOR if quick else 1.0
+        hidden = _product(b1, rows, w1.t(), scale, scale)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, hidden, w1, w2)
-            active = F.silu(hidden)
+            active = F.silu(hidden) if quick else F.gelu(hidden)
         else:
-            active = F.silu(hidden, inplace=True)
-        return _scaled(b2, active, w2.t(), 1, 1 / FACTOR).view(*x.shape[:-1], -1)
+            active = F.silu(hidden, inplace=True) if quick else F.gelu(hidden)
+        return _product(b2, active, w2.t(), 1, 1 / scale).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, w1, w2 = ctx.saved_tensors
-        want_x, want_w1, want_b1, want_w2, want_b2 = ctx.needs_input_grad
+        want_x, want_w1, want_b1, want_w2, want_b2 = ctx.needs_input_grad[:5]
         grad = grad.reshape(-1, grad.shape[-1])
         dx = dw1 = db1 = dw2 = db2 = None
         if want_w2:
-            dw2 = _scaled(None, grad.t(), F.silu(hidden), 0, 1 / FACTOR)
+            active = F.silu(hidden) if ctx.quick else F.gelu(hidden)
+            dw2 = _product(None, grad.t(), active, 0, 1 / FACTOR if ctx.quick else 1)
+            del active
         if want_b2:
             db2 = grad.sum(0)
         if want_x or want_w1 or want_b1:
-            d_hidden = torch.ops.aten.silu_backward(grad @ w2, hidden)  # the factors of both products cancel
+            derive = torch.ops.aten.silu_backward if ctx.quick else torch.ops.aten.gelu_backward
+            d_hidden = derive(grad @ w2, hidden)  # the factors of both products cancel
             if want_x:
                 dx = (d_hidden @ w1).view(x.shape)
             if want_w1:
                 dw1 = d_hidden.t() @ x.reshape(-1, x.shape[-1])
             if want_b1:
                 db1 = d_hidden.sum(0)
-        return dx, dw1, db1, dw2, db2
+        return dx, dw1, db1, dw2, db2, None

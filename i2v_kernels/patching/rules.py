@@ -60,6 +60,15 @@ def hooked(*modules: nn.Module) -> bool:
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
 
 
+def not_linear(*layers: nn.Module) -> str | None:
+    """A reason if one of them is no plain ``nn.Linear``."""
+    for layer in layers:
+        if type(layer) is not nn.Linear:
+            package = type(layer).__module__.split(".")[0]
+            return f"a layer of it is a {type(layer).__name__} of {package}, which computes something else than its weight says"
+    return None
+
+
 def drops(module: nn.Module, *probabilities: float) -> bool:
     """Whether dropout is at work: fused code has none."""
     return module.training and any(p > 0 for p in probabilities)
@@ -104,8 +113,9 @@ def differs(module: nn.Module, replacement: Replacement) -> str | None:
         got = results[1][what]
         if [(x.shape, x.dtype) for x in expected] != [(x.shape, x.dtype) for x in got]:
             return f"a trial gave {what} of another shape or dtype"
+        # Against the largest of all: the gradient of a key's bias, for one, is zero but for rounding.
+        size = max((x.double().abs().max().item() for x in expected if x.numel()), default=0.0)
         for x, y in zip(expected, got):
-            size = x.double().abs().max().item() if x.numel() else 0.0
             distance = (x.double() - y.double()).abs().max().item() if x.numel() else 0.0
             if not distance <= size * 32 * torch.finfo(x.dtype).eps:  # not "distance >": NaN must not pass
                 return f"a trial gave other {what}: they differ by {distance:.1e} where the largest is {size:.1e}"

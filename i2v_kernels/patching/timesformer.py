@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..ops.temporal_attention import temporal_attention
+from . import mlp
 from .rules import Inputs, Replacement, drops, has_parts, hooked, is_class, random_like
 
 PACKAGE = "transformers.models.timesformer"
@@ -92,7 +93,7 @@ def _layer(layer: Any, original: Any, hidden_states: Tensor, output_attentions: 
         layer.temporal_dense,
         layer.layernorm_before,
         lambda x: layer.attention(x)[0],
-        lambda x: layer.output(layer.intermediate(layer.layernorm_after(x))),
+        lambda x: _feed_forward(layer, layer.layernorm_after(x)),
         layer.drop_path,
         (temporal, temporal.attention, temporal.output),
     )
@@ -100,6 +101,14 @@ def _layer(layer: Any, original: Any, hidden_states: Tensor, output_attentions: 
     if output_attentions or not _fits(parts, hidden_states, frames, width):  # attentions: shapes of the original's choice
         return original(hidden_states, output_attentions)
     return (_divided(parts, hidden_states, frames),)
+
+
+def _feed_forward(layer: Any, x: Tensor) -> Tensor:
+    inner, outer = layer.intermediate, layer.output
+    activation, idle = inner.intermediate_act_fn, [inner.dropout, outer.dropout]
+    if torch.is_grad_enabled() and not hooked(inner, outer) and mlp.may_fuse(inner.dense, activation, outer.dense, idle):
+        return mlp.fused(x, inner.dense, activation, outer.dense)
+    return outer(inner(x))
 
 
 def _block(block: Any, original: Any, *args: Any, **kwargs: Any) -> Any:

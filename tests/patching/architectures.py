@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from published import EVL, AIMAdapter, AIMBlock, STBlock, TimeSformerBlock, XCLIPBlock
 from torch import Tensor, nn
 
 
@@ -32,25 +33,6 @@ class OtherShift(TemporalShift):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.flip(0))
-
-
-class QuickGELU(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-class Adapter(nn.Module):
-    """AIM's, as its authors' repository writes it."""
-
-    def __init__(self, channels: int, skip_connect: bool = True) -> None:
-        super().__init__()
-        self.skip_connect = skip_connect
-        self.act = nn.GELU()
-        self.D_fc1, self.D_fc2 = nn.Linear(channels, channels // 4), nn.Linear(channels // 4, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.D_fc2(self.act(self.D_fc1(x)))
-        return x + out if self.skip_connect else out
 
 
 def timesformer(attention_type: str = "divided_space_time", **options: Any) -> tuple[nn.Module, Tensor]:
@@ -133,15 +115,47 @@ def conv_adapters() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(*convs, dilated), torch.randn(2, 8, 4, 5, 6)
 
 
+def trained(model: nn.Module) -> nn.Module:
+    """With weights that are not zero, as adapters have them at first."""
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.2 if p.dim() > 1 else 0.1)
+    return model
+
+
 def aim_adapters() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    return nn.Sequential(Adapter(16), Adapter(16, skip_connect=False)), torch.randn(2, 5, 16)
+    return trained(nn.Sequential(AIMAdapter(16), AIMAdapter(16, skip_connect=False))), torch.randn(2, 5, 16)
+
+
+def aim_blocks() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return trained(nn.Sequential(AIMBlock(32, 2, 4), AIMBlock(32, 2, 4, adapters=2))).eval(), torch.randn(6, 8, 32)
+
+
+def xclip_blocks() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return trained(nn.Sequential(XCLIPBlock(32, 2, 4), XCLIPBlock(32, 2, 4))).eval(), torch.randn(6, 8, 32)
+
+
+def st_blocks() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return trained(nn.Sequential(STBlock(16), STBlock(16, (3, 3, 3)))).eval(), torch.randn(8, 10, 16)
+
+
+def timesformer_blocks() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return trained(nn.Sequential(TimeSformerBlock(32, 2), TimeSformerBlock(32, 2))).eval(), torch.randn(2, 25, 32)
+
+
+def evl() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return trained(EVL()).eval(), torch.randn(2, 4, 6, 48)
 
 
 def peft_lora() -> tuple[nn.Module, Tensor]:
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
+    model = nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 16))
     model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0", "2"], init_lora_weights=False))
     return model.eval(), torch.randn(2, 5, 16)
 
@@ -154,11 +168,16 @@ MODELS = {
     "xclip": (xclip, {"XCLIPMLP", "Conv2d"}),
     "videomae": (videomae, {"Conv3d"}),
     "vivit": (vivit, {"Conv3d"}),
-    "vjepa2": (vjepa2, {"Conv3d"}),
+    "vjepa2": (vjepa2, {"Conv3d", "VJEPA2MLP"}),
     "open_clip": (open_clip, {"Sequential", "Conv2d"}),
-    "timm": (timm_vit, {"Conv2d"}),
+    "timm": (timm_vit, {"Conv2d", "Mlp"}),
     "tsm": (tsm, {"TemporalShift"}),
     "conv adapters": (conv_adapters, {"Conv3d"}),
-    "aim adapters": (aim_adapters, {"Adapter"}),
+    "aim adapters": (aim_adapters, {"AIMAdapter"}),
+    "aim blocks": (aim_blocks, {"AIMBlock", "AIMAdapter", "Sequential"}),
+    "x-clip blocks": (xclip_blocks, {"XCLIPBlock", "Sequential"}),
+    "st-adapter blocks": (st_blocks, {"STAdapter", "Conv3d", "Sequential"}),
+    "timesformer blocks": (timesformer_blocks, {"TimeSformerBlock", "Attention", "Sequential"}),
+    "evl": (evl, {"EVLDecoder", "EVLEncoderLayer", "EVLAttention", "Sequential"}),
     "peft lora": (peft_lora, {"Linear"}),
 }

@@ -1,0 +1,102 @@
+"""The seams that transformers and the hub's ``kernels`` have themselves: an attention implementation, and layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..ops.temporal_attention import temporal_attention
+from . import layers
+
+NAME = "i2v_kernels"
+SHORT = 64  # tokens of a row: where temporal_attention is faster than scaled_dot_product_attention, on CPUs as on GPUs
+
+
+def register_attention() -> str:
+    """Registers ``attn_implementation="i2v_kernels"`` with transformers, for every model that takes one.
+
+    Rows of up to 64 tokens, such as the frames of a clip, are attended to by ``temporal_attention``, whatever the layout and
+    with no limit on their number; longer rows, masks, dropout and grouped heads by transformers' own "sdpa".
+
+    Returns:
+        The name, ``"i2v_kernels"``.
+
+    Raises:
+        ImportError: transformers is not installed, or older than 4.48.
+
+    >>> from transformers import VivitConfig, VivitModel
+    >>> config = VivitConfig(image_size=32, num_frames=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = VivitModel._from_config(config, attn_implementation=register_attention())
+    """
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: ``[B, H, L, D]`` to ``[B, L, H, D]``, and no attention weights."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if (
+        query.shape[2] > SHORT
+        or not query.shape == key.shape == value.shape
+        or attention_mask is not None
+        or dropout > 0
+        or kwargs.get("position_bias") is not None
+        or kwargs.get("softcap") is not None
+        or any(x.stride(-1) != 1 or x.dtype != query.dtype for x in (query, key, value))
+    ):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+    q, k, v = (x.transpose(1, 2).unsqueeze(2) for x in (query, key, value))  # [B, T = L, N = 1, H, D]
+    return temporal_attention(q, k, v, scale=scaling, causal=bool(causal)).squeeze(2), None
+
+
+@dataclass(frozen=True)
+class InstalledLayer:
+    """A layer of this package where the hub's ``kernels`` wants a repository: nothing is downloaded."""
+
+    layer_name: str
+
+    def load(self) -> type[nn.Module]:
+        return getattr(layers, self.layer_name)
+
+    def __str__(self) -> str:
+        return f"i2v_kernels.patching.layers.{self.layer_name}"
+
+
+def kernel_mapping() -> dict[str, dict[str, InstalledLayer]]:
+    """This package's layers as a mapping for the hub's ``kernels``: name of the layer to device to layer.
+
+    They are stateless, ``forward`` alone, with the signature of the class that they stand in for; they compile and have a
+    backward. A class takes part once it is declared, by ``kernels.use_kernel_forward_from_hub(name)`` on one's own or
+    ``kernels.replace_kernel_forward_from_hub(class, name)`` on another's.
+
+    >>> from kernels import Mode, kernelize, replace_kernel_forward_from_hub, use_kernel_mapping
+    >>> from transformers import TimesformerConfig, TimesformerModel
+    >>> from transformers.models.timesformer.modeling_timesformer import TimesformerLayer
+    >>> replace_kernel_forward_from_hub(TimesformerLayer, "TimesformerLayer")
+    >>> model = TimesformerModel(TimesformerConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=2))
+    >>> with use_kernel_mapping(kernel_mapping(), inherit_mapping=False):
+    ...     _ = kernelize(model, mode=Mode.TRAINING | Mode.TORCH_COMPILE, device="cpu")
+    >>> "forward" in vars(model.encoder.layer[0])
+    True
+    """
+    return {name: {device: InstalledLayer(name) for device in ("cpu", "cuda", "rocm")} for name in layers.__all__}

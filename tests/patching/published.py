@@ -1,0 +1,264 @@
+"""Modules as the authors of the methods wrote them (shapes, names and order of operations; the text is ours)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """CLIP's: in float32, whatever comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() if x.dtype == torch.float16 else x).type(x.dtype)
+
+
+class DropPath(nn.Module):
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x / (1 - self.p) * torch.rand(len(x), *[1] * (x.dim() - 1)).add(1 - self.p).floor()
+
+
+def perceptron(channels: int) -> nn.Sequential:
+    layers = {"c_fc": nn.Linear(channels, 4 * channels), "gelu": QuickGELU(), "c_proj": nn.Linear(4 * channels, channels)}
+    model = nn.Sequential()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+    return model
+
+
+class AIMAdapter(nn.Module):
+    def __init__(self, channels: int, skip_connect: bool = True) -> None:
+        super().__init__()
+        self.skip_connect = skip_connect
+        self.act = nn.GELU()
+        self.D_fc1, self.D_fc2 = nn.Linear(channels, channels // 4), nn.Linear(channels // 4, channels)
+        nn.init.zeros_(self.D_fc2.weight)
+        nn.init.zeros_(self.D_fc2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.D_fc2(self.act(self.D_fc1(x)))
+        return x + out if self.skip_connect else out
+
+
+class AIMBlock(nn.Module):
+    def __init__(self, channels: int, heads: int, frames: int, adapters: int = 1, drop: float = 0.0) -> None:
+        super().__init__()
+        self.attn, self.ln_1, self.ln_2 = nn.MultiheadAttention(channels, heads), LayerNorm(channels), LayerNorm(channels)
+        self.mlp, self.attn_mask, self.n_head = perceptron(channels), None, heads
+        self.MLP_Adapter, self.S_Adapter = AIMAdapter(channels, False), AIMAdapter(channels)
+        self.T_Adapter, self.scale = AIMAdapter(channels, False), 0.5
+        if adapters == 2:
+            self.T_Adapter_in = AIMAdapter(channels)
+        self.num_tadapter, self.num_frames = adapters, frames
+        self.drop_path = DropPath(drop) if drop else nn.Identity()
+
+    def attention(self, x: Tensor) -> Tensor:
+        return self.attn(x, x, x, need_weights=False, attn_mask=self.attn_mask)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, rows, channels = x.shape
+        time = x.unflatten(1, (-1, self.num_frames)).permute(2, 1, 0, 3).reshape(self.num_frames, -1, channels)
+        time = self.ln_1(time)
+        if self.num_tadapter == 2:
+            time = self.T_Adapter_in(time)
+        time = self.T_Adapter(self.attention(time))
+        time = time.unflatten(1, (-1, tokens)).permute(2, 1, 0, 3).reshape(tokens, rows, channels)
+        x = x + self.drop_path(time)
+        x = x + self.S_Adapter(self.attention(self.ln_1(x)))
+        normed = self.ln_2(x)
+        return x + self.mlp(normed) + self.drop_path(self.scale * self.MLP_Adapter(normed))
+
+
+class XCLIPBlock(nn.Module):
+    def __init__(self, channels: int, heads: int, frames: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.T, self.attn_mask = frames, None
+        self.message_fc, self.message_ln = nn.Linear(channels, channels), LayerNorm(channels)
+        self.message_attn, self.attn = nn.MultiheadAttention(channels, heads), nn.MultiheadAttention(channels, heads)
+        self.ln_1, self.ln_2, self.mlp = LayerNorm(channels), LayerNorm(channels), perceptron(channels)
+        self.drop_path = DropPath(drop) if drop else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, rows, channels = x.shape
+        message = self.message_fc(x[0]).view(-1, self.T, channels).transpose(0, 1)  # [T, B, C]
+        normed = self.message_ln(message)
+        message = message + self.drop_path(self.message_attn(normed, normed, normed, need_weights=False)[0])
+        x = torch.cat((x, message.transpose(0, 1).reshape(1, rows, channels)))
+        normed = self.ln_1(x)
+        x = x + self.drop_path(self.attn(normed, normed, normed, need_weights=False)[0])
+        x = x[:tokens]
+        return x + self.drop_path(self.mlp(self.ln_2(x)))
+
+
+class STAdapter(nn.Module):
+    def __init__(self, channels: int, width: int, kernel: tuple[int, int, int] = (3, 1, 1)) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(channels, width), nn.Linear(width, channels)
+        self.conv = nn.Conv3d(width, width, kernel, padding=[size // 2 for size in kernel], groups=width)
+        for p in (self.conv.weight, self.conv.bias, self.fc1.bias, self.fc2.bias):
+            nn.init.zeros_(p)
+
+    def forward(self, x: Tensor, T: int) -> Tensor:
+        rows, tokens, channels = x.shape
+        side = round((tokens - 1) ** 0.5)
+        hidden = self.fc1(x[:, 1:]).view(rows // T, T, side, side, -1).permute(0, 4, 1, 2, 3).contiguous()
+        hidden = self.conv(hidden).permute(0, 2, 3, 4, 1).contiguous().view(rows, tokens - 1, -1)
+        x[:, 1:] += self.fc2(hidden)
+        return x
+
+
+class STBlock(nn.Module):
+    """``forward(x, T)``: its adapter writes into x, which comes from an addition."""
+
+    def __init__(self, channels: int, kernel: tuple[int, int, int] = (3, 1, 1)) -> None:
+        super().__init__()
+        self.ln, self.mlp, self.adapter = LayerNorm(channels), perceptron(channels), STAdapter(channels, channels // 2, kernel)
+
+    def forward(self, x: Tensor, T: int = 4) -> Tensor:
+        return self.adapter(x + self.mlp(self.ln(x)), T)
+
+
+class Attention(nn.Module):
+    """TimeSformer's."""
+
+    def __init__(self, channels: int, heads: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads, self.scale = heads, (channels // heads) ** -0.5
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.attn_drop, self.proj_drop = nn.Dropout(drop), nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = self.attn_drop((q @ k.transpose(-2, -1) * self.scale).softmax(-1))
+        return self.proj_drop(self.proj((weights @ v).transpose(1, 2).reshape(x.shape)))
+
+
+class TimeSformerBlock(nn.Module):
+    def __init__(self, channels: int, heads: int, drop: float = 0.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.attention_type = "divided_space_time"
+        self.norm1, self.attn = nn.LayerNorm(channels, eps=1e-6), Attention(channels, heads, drop)
+        self.temporal_norm1, self.temporal_attn = nn.LayerNorm(channels, eps=1e-6), Attention(channels, heads, drop)
+        self.temporal_fc, self.norm2 = nn.Linear(channels, channels), nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        nn.init.zeros_(self.temporal_fc.weight)
+        nn.init.zeros_(self.temporal_fc.bias)
+
+    def forward(self, x: Tensor, B: int = 2, T: int = 4, W: int = 2) -> Tensor:
+        channels = x.shape[2]
+        patches = x[:, 1:].reshape(-1, T, channels)
+        time = self.drop_path(self.temporal_attn(self.temporal_norm1(patches))).reshape(B, -1, channels)
+        patches = x[:, 1:] + self.temporal_fc(time)
+        own = x[:, :1]
+        rows = patches.unflatten(1, (-1, T)).transpose(1, 2).flatten(0, 1)  # [B * T, P, C]
+        rows = torch.cat((own.repeat(1, T, 1).reshape(-1, 1, channels), rows), 1)
+        space = self.drop_path(self.attn(self.norm1(rows))).unflatten(0, (B, T))
+        moved = space[:, :, 1:].transpose(1, 2).reshape(patches.shape)
+        x = torch.cat((own, patches), 1) + torch.cat((space[:, :, 0].mean(1, True), moved), 1)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class EVLAttention(nn.Module):
+    def __init__(self, channels: int, heads: int, return_all_features: bool = False) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.v_proj, self.out_proj = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.num_heads, self.return_all_features = heads, return_all_features
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
+        q, k, v = (
+            layer(x).unflatten(2, (self.num_heads, -1))
+            for layer, x in zip((self.q_proj, self.k_proj, self.v_proj), (q, k, v))
+        )
+        weights = torch.einsum("nqhc,nkhc->nqkh", q / q.shape[-1] ** 0.5, k).softmax(-2)
+        out = self.out_proj(torch.einsum("nqlh,nlhc->nqhc", weights, v).flatten(2))
+        return {"q": q, "k": k, "v": v, "aff": weights, "out": out} if self.return_all_features else out
+
+
+def evl_perceptron(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, 2 * channels), QuickGELU(), nn.Dropout(0.0), nn.Linear(2 * channels, channels))
+
+
+class EVLEncoderLayer(nn.Module):
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.return_all_features, self.attn = True, EVLAttention(channels, heads, True)
+        self.mlp, self.norm1, self.norm2 = evl_perceptron(channels), LayerNorm(channels), LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        normed = self.norm1(x)
+        out = self.attn(normed, normed, normed)
+        x = x + out["out"]
+        x = x + self.mlp(self.norm2(x))
+        return {"q": out["q"], "k": out["k"], "v": out["v"], "attn_out": out["out"], "out": x}
+
+
+class EVLDecoderLayer(nn.Module):
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.attn, self.mlp = EVLAttention(channels, heads), evl_perceptron(channels)
+        self.norm1, self.norm2, self.norm3 = LayerNorm(channels), LayerNorm(channels), LayerNorm(channels)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        normed = self.norm3(y)
+        x = x + self.attn(self.norm1(x), normed, normed)
+        return x + self.mlp(self.norm2(x))
+
+
+class EVLDecoder(nn.Module):
+    """Without cross attention between frames, which the authors' code makes on a GPU alone."""
+
+    def __init__(self, channels: int, heads: int, frames: int, layers: int) -> None:
+        super().__init__()
+        self.num_layers = layers
+        self.enable_temporal_conv, self.enable_temporal_pos_embed, self.enable_temporal_cross_attention = True, True, False
+        self.decoder_layers = nn.ModuleList(EVLDecoderLayer(channels, heads) for _ in range(layers))
+        self.temporal_conv = nn.ModuleList(
+            nn.Conv1d(channels, channels, 3, padding=1, groups=channels) for _ in range(layers)
+        )
+        self.temporal_pos_embed = nn.ParameterList(torch.zeros(frames, channels) for _ in range(layers))
+        self.cls_token = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, in_features: list[dict[str, Tensor]]) -> Tensor:
+        clips, frames, tokens, channels = in_features[0]["out"].shape
+        x = self.cls_token.view(1, 1, -1).repeat(clips, 1, 1)
+        for i, layer in enumerate(self.decoder_layers):
+            seen = in_features[i]["out"]
+            rows = seen.permute(0, 2, 3, 1).contiguous().flatten(0, 1)  # [B * L, C, T]
+            rows = self.temporal_conv[i](rows).view(clips, tokens, channels, frames).permute(0, 3, 1, 2).contiguous()
+            seen += rows
+            seen += self.temporal_pos_embed[i].view(1, frames, 1, channels)
+            x = layer(x, seen.flatten(1, 2))
+        return x
+
+
+class EVL(nn.Module):
+    """Two layers of the image model and two of the decoder: ``[B, T, L, C]`` to a token for each clip."""
+
+    def __init__(self, channels: int = 48, heads: int = 3, frames: int = 4) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(EVLEncoderLayer(channels, heads) for _ in range(2))
+        self.decoder = EVLDecoder(channels, heads, frames, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features, shape = [], x.shape
+        x = x.flatten(0, 1)
+        for block in self.blocks:
+            found = block(x)
+            x = found["out"]
+            features.append({name: found[name].clone().unflatten(0, shape[:2]) for name in ("q", "k", "out")})
+        return self.decoder(features)
