@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip --disable-pip-version-check --quiet
 SOURCES = setup.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint bench docs gpu clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.dependencies: constraints.txt pyproject.toml
@@ -33,8 +33,12 @@ bench: $(VENV)/.extension  ## every op beside its peers
 	$(RUN) -m bench --json bench/results/cpu.json
 	$(RUN) -m bench --op temporal_attention --all --seconds 2 --json bench/results/cpu_temporal_attention.json
 	$(RUN) -m bench.models --json bench/results/cpu_models.json
+	$(RUN) -m bench.patch --json bench/results/cpu_patch.json
 	$(PIP) install -c constraints.txt decord2 opencv-python-headless  # to be compared with
 	$(RUN) -m bench.video --json bench/results/cpu_video.json
+
+docs: $(VENV)/.dependencies  ## the pages of docs/ as a site, in build/site
+	$(RUN) -m mkdocs build --strict --site-dir build/site
 
 # On a machine with an NVIDIA card, without a network: its own Python holds torch and triton.
 gpu:

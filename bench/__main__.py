@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import i2v_kernels as i2v
+from i2v_kernels import _extension
 from i2v_kernels.testing import OPINFOS, OpInfo, Sample
 
 from .measure import copy_ceiling, interleaved, product_ceiling, start
@@ -152,14 +153,20 @@ def line(row: dict) -> str:
     )
 
 
+def processor() -> str:
+    """Its name, with family and model, which tell apart what goes by one name, and the instructions that kernels use."""
+    info = Path("/proc/cpuinfo")
+    lines = (line.partition(":") for line in info.read_text().splitlines()) if info.exists() else ()
+    known = {key.strip(): value.strip() for key, _, value in lines}
+    name = known.get("model name") or platform.processor() or platform.machine()
+    family = f" family {known['cpu family']} model {known['model']}" if {"cpu family", "model"} <= known.keys() else ""
+    module, _ = _extension.load()
+    return f"{name}{family}" + (f", {module.build_info()['instruction_set']}" if module else "")
+
+
 def machine(device: str) -> dict:
     """What the figures were taken on."""
-    name = platform.processor() or platform.machine()
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    elif Path("/proc/cpuinfo").exists():
-        models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-        name = models[0].split(":")[1].strip() if models else name
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return {
         "device": name,
         "threads": torch.get_num_threads(),

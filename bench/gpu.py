@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 19 * 60  # seconds altogether
-STAGES = ("build", "kernels", "tests", "memcheck", "racecheck", "bench", "video")
+STAGES = ("build", "kernels", "tests", "memcheck", "racecheck", "bench", "video", "patch")
 
 
 @dataclass
@@ -230,13 +230,16 @@ def stages(runner: Runner, only: Sequence[str], capability: str) -> None:
     if "bench" in only:
         command = [python, "-m", "bench", "--device", "cuda", "--json", str(runner.folder / "ops.json")]
         runner.run("bench", 360, command, r"written to|Error|differs")
-    if "video" in only:
-        missing = [name for name in ("av", "nvidia.dali", "open_clip", "skvideo") if not found(name)]
-        if missing:
-            runner.skip("video", f"needs {', '.join(missing)}")
-        else:
-            command = [python, "-m", "bench.loader", "--device", "cuda", "--json", str(runner.folder / "video.json")]
-            runner.run("video", 300, command, r"written to|Error|without")
+    for stage, bench, limit, needed in (
+        ("video", "bench.loader", 300, ("av", "nvidia.dali", "open_clip", "skvideo")),
+        ("patch", "bench.patch", 240, ("open_clip", "torchvision", "transformers")),
+    ):
+        missing = [name for name in needed if not found(name)]
+        if stage in only and missing:
+            runner.skip(stage, f"needs {', '.join(missing)}")
+        elif stage in only:
+            command = [python, "-m", bench, "--device", "cuda", "--json", str(runner.folder / f"{stage}.json")]
+            runner.run(stage, limit, command, r"written to|Error|without")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,50 +26,18 @@ import i2v_kernels as i2v
 from . import memory
 from .__main__ import DTYPES, machine, save
 from .measure import interleaved, start
+from .published import STAdapter, TemporalShift
 
 FRAMES = 8
-
-
-class Adapter(nn.Module):
-    """ST-Adapter as its authors write it: patches to ``[B, C, T, H, W]``, a depthwise ``Conv3d``, and back."""
-
-    def __init__(self, channels: int, width: int, kernel: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(channels, width), nn.Linear(width, channels)
-        self.conv = nn.Conv3d(width, width, kernel, padding=tuple(size // 2 for size in kernel), groups=width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        side = round((x.shape[1] - 1) ** 0.5)
-        hidden = self.fc1(x[:, 1:]).view(-1, FRAMES, side, side, self.conv.in_channels).permute(0, 4, 1, 2, 3).contiguous()
-        hidden = self.conv(hidden).permute(0, 2, 3, 4, 1).contiguous().view(len(x), side * side, -1)
-        return torch.cat((x[:, :1], x[:, 1:] + self.fc2(hidden)), 1)
 
 
 class Adapted(nn.Module):
     def __init__(self, block: nn.Module, kernel: tuple[int, int, int]) -> None:
         super().__init__()
-        self.adapter, self.block = Adapter(768, 384, kernel), block
+        self.adapter, self.block = STAdapter(768, 384, kernel), block
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.block(self.adapter(x), *args, **kwargs)
-
-
-class TemporalShift(nn.Module):
-    """TSM's module as its authors write it."""
-
-    def __init__(self, net: nn.Module, n_segment: int = FRAMES, n_div: int = 8) -> None:
-        super().__init__()
-        self.net, self.n_segment, self.fold_div = net, n_segment, n_div
-
-    def forward(self, x: Tensor) -> Tensor:
-        frames, channels, height, width = x.shape
-        x = x.view(-1, self.n_segment, channels, height, width)
-        fold = channels // self.fold_div
-        out = torch.zeros_like(x)
-        out[:, :-1, :fold] = x[:, 1:, :fold]
-        out[:, 1:, fold : 2 * fold] = x[:, :-1, fold : 2 * fold]
-        out[:, :, 2 * fold :] = x[:, :, 2 * fold :]
-        return self.net(out.view(frames, channels, height, width))
+        return self.block(self.adapter(x, FRAMES), *args, **kwargs)
 
 
 def timesformer(clips: int) -> tuple[nn.Module, Tensor]:
@@ -92,7 +60,7 @@ def tsm_resnet(clips: int) -> tuple[nn.Module, Tensor]:
     model = torchvision.models.resnet50()
     for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
         for block in layer:
-            block.conv1 = TemporalShift(block.conv1)
+            block.conv1 = TemporalShift(block.conv1, FRAMES)
     return model, torch.randn(clips * FRAMES, 3, 224, 224)
 
 

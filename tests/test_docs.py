@@ -28,6 +28,17 @@ def test_examples_run(page, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_site_builds(tmp_path):
+    pytest.importorskip("material", reason="mkdocs-material is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for page in (ROOT / "docs").glob("*.md"):
+        built = tmp_path / ("index.html" if page.stem == "index" else f"{page.stem}/index.html")
+        title = page.read_text().splitlines()[0].removeprefix("# ")
+        assert title in built.read_text()
+
+
 def test_pages_are_in_the_navigation():
     listed = re.findall(r"[\w]+\.md", (ROOT / "mkdocs.yml").read_text())
     assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").iterdir())

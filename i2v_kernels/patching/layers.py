@@ -1,4 +1,4 @@
-"""Layers in the manner of the hub's ``kernels``: no state, ``forward`` alone, with the signature of the class they stand in for."""
+"""Layers in the manner of the hub's ``kernels``: no state, ``forward`` alone, the signature of the class they stand in for."""
 
 from __future__ import annotations
 

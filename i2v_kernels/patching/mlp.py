@@ -1,8 +1,8 @@
 """The perceptron of transformer blocks, ``linear -> GELU or QuickGELU -> linear``, however its parts are called.
 
 ``x * sigmoid(1.702 * x)`` is ``silu(1.702 * x) / 1.702``, and the matrix products before and after take the factors along:
-one pass over the hidden layer in place of three. For backward one tensor of the hidden layer's size is kept, where PyTorch keeps
-two with GELU and four with QuickGELU.
+one pass over the hidden layer in place of three. For backward one tensor of the hidden layer's size is kept, PyTorch keeps two
+with GELU and four with QuickGELU.
 """
 
 from __future__ import annotations

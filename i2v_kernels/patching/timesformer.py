@@ -168,8 +168,11 @@ def _projected(parts: _Divided, x: Tensor, clips: int) -> Tensor:
     ):
         # Stochastic depth draws once for each patch.
         return second(parts.drop_path(dropout(first(x))).view(clips, -1, channels))
-    biases = [b for b in (None if first.bias is None else second.weight @ first.bias, second.bias) if b is not None]
-    return F.linear(x.view(clips, -1, channels), second.weight @ first.weight, sum(biases) if biases else None)
+    bias: Tensor | None = second.bias
+    if first.bias is not None:
+        moved = second.weight @ first.bias
+        bias = moved if bias is None else moved + bias
+    return F.linear(x.view(clips, -1, channels), second.weight @ first.weight, bias)
 
 
 def _frames_first(x: Tensor, frames: int) -> Tensor:

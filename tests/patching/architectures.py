@@ -6,26 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from published import EVL, AIMAdapter, AIMBlock, STBlock, TimeSformerBlock, XCLIPBlock
+from published import EVL, AIMAdapter, AIMBlock, STBlock, TemporalShift, TimeSformerBlock, XCLIPBlock
 from torch import Tensor, nn
-
-
-class TemporalShift(nn.Module):
-    """TSM's module as its authors' repository writes it."""
-
-    def __init__(self, net: nn.Module, n_segment: int, n_div: int = 8, inplace: bool = False) -> None:
-        super().__init__()
-        self.net, self.n_segment, self.fold_div, self.inplace = net, n_segment, n_div, inplace
-
-    def forward(self, x: Tensor) -> Tensor:
-        frames, channels, height, width = x.shape
-        x = x.view(-1, self.n_segment, channels, height, width)
-        fold = channels // self.fold_div
-        out = torch.zeros_like(x)
-        out[:, :-1, :fold] = x[:, 1:, :fold]
-        out[:, 1:, fold : 2 * fold] = x[:, :-1, fold : 2 * fold]
-        out[:, :, 2 * fold :] = x[:, :, 2 * fold :]
-        return self.net(out.view(frames, channels, height, width))
 
 
 class OtherShift(TemporalShift):

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.published import STAdapter, TemporalShift
+
+__all__ = ["STAdapter", "TemporalShift"]
+
 
 class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
@@ -101,23 +105,6 @@ class XCLIPBlock(nn.Module):
         x = x + self.drop_path(self.attn(normed, normed, normed, need_weights=False)[0])
         x = x[:tokens]
         return x + self.drop_path(self.mlp(self.ln_2(x)))
-
-
-class STAdapter(nn.Module):
-    def __init__(self, channels: int, width: int, kernel: tuple[int, int, int] = (3, 1, 1)) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(channels, width), nn.Linear(width, channels)
-        self.conv = nn.Conv3d(width, width, kernel, padding=[size // 2 for size in kernel], groups=width)
-        for p in (self.conv.weight, self.conv.bias, self.fc1.bias, self.fc2.bias):
-            nn.init.zeros_(p)
-
-    def forward(self, x: Tensor, T: int) -> Tensor:
-        rows, tokens, channels = x.shape
-        side = round((tokens - 1) ** 0.5)
-        hidden = self.fc1(x[:, 1:]).view(rows // T, T, side, side, -1).permute(0, 4, 1, 2, 3).contiguous()
-        hidden = self.conv(hidden).permute(0, 2, 3, 4, 1).contiguous().view(rows, tokens - 1, -1)
-        x[:, 1:] += self.fc2(hidden)
-        return x
 
 
 class STBlock(nn.Module):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import OtherShift, TemporalShift, aim_adapters, conv_adapters, peft_lora, timesformer, tsm
-from published import AIMAdapter, AIMBlock, QuickGELU, STAdapter, STBlock, TimeSformerBlock, XCLIPBlock
+from architectures import OtherShift, aim_adapters, conv_adapters, peft_lora, timesformer, tsm
+from published import AIMAdapter, AIMBlock, QuickGELU, STAdapter, TemporalShift, TimeSformerBlock, XCLIPBlock
 from torch import Tensor, nn
 
 import i2v_kernels as i2v
@@ -215,8 +215,8 @@ def test_st_adapter_leaves_its_input() -> None:
 def test_adapters_under_autocast_keep_the_residual_stream(wide: bool) -> None:
     """In the dtype it has, also where that is not autocast's."""
     dtype = torch.float32 if wide else torch.bfloat16
-    modules = ((AIMAdapter(16), (torch.randn(2, 5, 16, dtype=dtype),)), (STAdapter(16, 8), (torch.randn(8, 10, 16, dtype=dtype), 4)))
-    for module, inputs in modules:
+    aim, st = torch.randn(2, 5, 16, dtype=dtype), torch.randn(8, 10, 16, dtype=dtype)
+    for module, inputs in ((AIMAdapter(16), (aim,)), (STAdapter(16, 8), (st, 4))):
         for p in module.parameters():
             nn.init.normal_(p, std=0.3)
         with torch.autocast("cpu", torch.bfloat16):

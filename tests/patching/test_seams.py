@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import TemporalShift, timesformer, xclip
-from published import AIMAdapter, STAdapter
+from architectures import timesformer, xclip
+from published import AIMAdapter, STAdapter, TemporalShift
 from torch import Tensor, nn
 
 import i2v_kernels as i2v
@@ -27,6 +27,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return i2v.temporal_attention(q, *args, **kwargs)
 
     monkeypatch.setattr(seams, "temporal_attention", op)
+    monkeypatch.setattr(seams, "MANY", 0)
     return shapes
 
 
@@ -78,6 +79,9 @@ def test_attention_function_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     got, _ = seams.attention_forward(module, q, k[:, :2], v[:, :2], None)
     torch.testing.assert_close(got, sdpa_attention_forward(module, q, k[:, :2], v[:, :2], None)[0])
     assert len(shapes) == 3  # fewer heads of keys: not the op's
+    monkeypatch.setattr(seams, "MANY", q.numel() + 1)
+    seams.attention_forward(nn.Module(), q, k, v, None)
+    assert len(shapes) == 3  # and not so few numbers
 
 
 def modules() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
