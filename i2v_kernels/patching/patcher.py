@@ -91,7 +91,7 @@ def unpatch(model: nn.Module) -> nn.Module:
         raise TypeError(f"unpatch: model is a {type(model).__name__}, but an nn.Module is needed")
     for module in model.modules():
         if is_patched(module):
-            del module.__dict__["forward"]
+            _put_back(module)
     return model
 
 
@@ -109,7 +109,7 @@ def patched(model: nn.Module, **options: Any) -> Iterator[PatchReport]:
     finally:
         for module in model.modules():
             if module not in before and is_patched(module):
-                del module.__dict__["forward"]
+                _put_back(module)
 
 
 def is_patched(module: nn.Module) -> bool:
@@ -125,6 +125,19 @@ def _replace(module: nn.Module, replacement: Callable[..., Any]) -> None:
 
     forward.i2v_kernels_replacement = replacement  # type: ignore[attr-defined]
     module.__dict__["forward"] = MethodType(forward, module)
+    module.__dict__["_replicate_for_data_parallel"] = MethodType(_replicate_for_data_parallel, module)
+
+
+def _replicate_for_data_parallel(self: nn.Module) -> nn.Module:
+    """``nn.DataParallel`` copies a module's attributes as they are: a replica's forward would run the original's weights."""
+    replica = type(self)._replicate_for_data_parallel(self)
+    for method in (self.__dict__["forward"], self.__dict__["_replicate_for_data_parallel"]):
+        replica.__dict__[method.__func__.__name__] = MethodType(method.__func__, replica)
+    return replica
+
+
+def _put_back(module: nn.Module) -> None:
+    del module.__dict__["forward"], module.__dict__["_replicate_for_data_parallel"]
 
 
 def _first(rules: Sequence[Rule], module: nn.Module) -> Replacement | str | None:
@@ -132,7 +145,8 @@ def _first(rules: Sequence[Rule], module: nn.Module) -> Replacement | str | None
 
 
 def _reason_against(module: nn.Module) -> str | None:
-    if "forward" in module.__dict__:
+    own = module.__dict__.get("forward")  # in a pickle that was patched it is the class's
+    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return "its forward has been replaced by other code"
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript module"

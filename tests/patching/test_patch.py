@@ -250,6 +250,18 @@ def test_copies_and_pickles() -> None:
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     torch.testing.assert_close(loaded(x), model(x))
+    assert len(i2v.patch(loaded).replaced) == 2
+
+
+def test_replicas_of_data_parallel_run_their_own_weights() -> None:
+    """``nn.DataParallel`` makes a replica on every device so, and gives it weights that lie there."""
+    module, x = depthwise(), torch.randn(1, 8, 4, 2, 2)
+    i2v.patch(module)
+    replica = module._replicate_for_data_parallel()
+    replica.weight, replica.bias = torch.zeros_like(module.weight), torch.ones(8, requires_grad=True)
+    assert is_patched(replica) and torch.equal(replica(x), torch.ones_like(x)) and not torch.equal(module(x), replica(x))
+    i2v.unpatch(module)
+    assert not {"forward", "_replicate_for_data_parallel"} & vars(module).keys()
 
 
 def test_hooks_are_called_as_before() -> None:
