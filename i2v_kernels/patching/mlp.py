@@ -96,7 +96,7 @@ class _Perceptron(torch.autograd.Function):
         scale = FACTOR if quick else 1.0
         hidden = _product(b1, rows, w1.t(), scale, scale)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x, hidden, w1, w2)
+            ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, hidden, w1, w2)
             active = F.silu(hidden) if quick else F.gelu(hidden)
         else:
             active = F.silu(hidden, inplace=True) if quick else F.gelu(hidden)

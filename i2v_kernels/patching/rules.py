@@ -83,12 +83,14 @@ def keeps_its_dtype(x: Tensor) -> bool:
 def random_like(module: nn.Module, *shape: int) -> Tensor:
     """Seeded numbers in the dtype and on the device of the module's parameters; nothing of the global generators is used."""
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
 
 
+@torch.inference_mode(False)
 def differs(module: nn.Module, replacement: Replacement) -> str | None:
-    """None if the replacement gives what the class's forward gives, in evaluation and in training, gradients included, on
-    copies without hooks; else how not."""
+    """None if the replacement gives what the class's forward gives, in evaluation and in training, gradients included; else
+    how not. Copies without hooks are tried, on the CPU and in float32 or wider: what is compared is the computation, which
+    the rounding of 16 bits or of TF32 would hide."""
     tensors = [*module.parameters(), *module.buffers()]
     if any(t.is_meta for t in tensors):
         return "its weights are on the meta device: load them first"
@@ -97,9 +99,11 @@ def differs(module: nn.Module, replacement: Replacement) -> str | None:
     results = []
     for call in (_original, replacement.forward):
         try:
-            twin = copy.deepcopy(module)
+            twin = copy.deepcopy(module).cpu()
         except Exception as error:
             return f"it cannot be copied for a trial: {error}"
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in twin.parameters()):
+            twin = twin.float()
         for part in twin.modules():
             part.__dict__.pop("forward", None)
             for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
@@ -129,14 +133,14 @@ def _disturb(module: nn.Module) -> None:
     for p in module.parameters():
         if p.is_floating_point():
             scale = 0.1 if p.dim() < 2 else (len(p) / p.numel()) ** 0.5
-            p.data = p + scale * torch.randn(p.shape, generator=generator).to(p)
+            p.data = p + scale * torch.randn(p.shape, generator=generator, device="cpu").to(p)
 
 
 def _original(module: nn.Module, original: Any, *inputs: Any) -> Any:
     return original(*inputs)
 
 
-@torch.inference_mode(False)
+@torch.autocast("cpu", enabled=False)
 def _run(call: Callable[..., Any], module: nn.Module, inputs: Inputs) -> dict[str, list[Tensor]]:
     """What comes out in evaluation, and in training with the same random numbers, and what is learnt then."""
     module.eval()
@@ -145,12 +149,12 @@ def _run(call: Callable[..., Any], module: nn.Module, inputs: Inputs) -> dict[st
     module.train()
     learning = [t for t in (*_tensors(inputs), *module.parameters()) if t.is_floating_point()]
     learning = [t.requires_grad_() for t in learning]
-    with torch.random.fork_rng(sorted({t.device.index for t in learning if t.is_cuda})), torch.enable_grad():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=()), torch.enable_grad():
+        torch.default_generator.manual_seed(0)  # those of GPUs are not forked
         outputs = _tensors(call(*tree_map_only(Tensor, torch.clone, inputs)))
         found["outputs in training"] = [out.detach() for out in outputs]
         outputs = [out for out in outputs if out.requires_grad]
-        weights = [torch.cos(torch.arange(out.numel(), device=out.device)).view(out.shape).to(out.dtype) for out in outputs]
+        weights = [torch.cos(torch.arange(out.numel(), device="cpu")).view(out.shape).to(out.dtype) for out in outputs]
         grads = torch.autograd.grad(outputs, learning, weights, allow_unused=True) if outputs else ()
     found["gradients"] = [t.new_zeros(0) if g is None else g for g, t in zip(grads, learning)]
     return found

@@ -171,6 +171,21 @@ def test_forks_are_found_out(module: nn.Module, what: str) -> None:
     assert not row.replaced and f"a trial gave other {what}:" in row.detail, row
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_forks_are_found_out_in_16_bits(dtype: torch.dtype) -> None:
+    """Whose rounding is as large as what a small change makes."""
+    assert not i2v.patch(Twice(16).to(dtype)).replaced
+    assert i2v.patch(AIMAdapter(16).to(dtype)).replaced
+
+
+def test_patched_within_inference_mode_and_autocast() -> None:
+    adapter, x = AIMAdapter(16), torch.randn(2, 16)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert i2v.patch(adapter).replaced and not i2v.patch(Twice(16)).replaced
+    adapter(x).sum().backward()
+    assert adapter.D_fc2.weight.grad is not None
+
+
 def test_alike_but_for_a_setting() -> None:
     """One trial serves modules that are alike, and these are not."""
 
@@ -334,6 +349,33 @@ def test_gradient_checkpointing() -> None:
     model(x).last_hidden_state.square().mean().backward()
     for p, grad in zip((p for p in model.parameters() if p.grad is not None), expected, strict=True):
         torch.testing.assert_close(p.grad, grad)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_perceptrons_keep_less(frozen: bool) -> None:
+    """For backward, than PyTorch's, with learning weights and, as adapters have them, with frozen ones."""
+
+    def kept(module: nn.Module, x: Tensor) -> int:
+        sizes = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, nn.Parameter) and tensor._base is None:
+                sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = module(x)
+        assert out.requires_grad
+        return sum(sizes.values())
+
+    for activation in (nn.GELU(), QuickGELU()):
+        module = nn.Sequential(nn.Linear(8, 32), activation, nn.Linear(32, 8)).requires_grad_(not frozen)
+        x = torch.randn(5, 8, requires_grad=True)
+        plain = kept(module, x)
+        i2v.patch(module)
+        hidden = 5 * 32
+        assert kept(module, x) == hidden + (0 if frozen else 5 * 8)
+        assert kept(module, x) <= plain and (kept(module, x) < plain or (frozen and isinstance(activation, nn.GELU)))
 
 
 def test_lora_settings() -> None:
