@@ -92,7 +92,7 @@ class _Perceptron(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, quick: bool
     ) -> Tensor:
-        rows, ctx.quick = x.reshape(-1, x.shape[-1]), quick
+        rows, ctx.quick, ctx.shape = x.reshape(-1, x.shape[-1]), quick, x.shape
         scale = FACTOR if quick else 1.0
         hidden = _product(b1, rows, w1.t(), scale, scale)
         if any(ctx.needs_input_grad):
@@ -119,7 +119,7 @@ class _Perceptron(torch.autograd.Function):
             derive = torch.ops.aten.silu_backward if ctx.quick else torch.ops.aten.gelu_backward
             d_hidden = derive(grad @ w2, hidden)  # the factors of both products cancel
             if want_x:
-                dx = (d_hidden @ w1).view(x.shape)
+                dx = (d_hidden @ w1).view(ctx.shape)
             if want_w1:
                 dw1 = d_hidden.t() @ x.reshape(-1, x.shape[-1])
             if want_b1:
