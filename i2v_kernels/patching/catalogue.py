@@ -1,11 +1,12 @@
 """All rules. The first that knows a module decides about it."""
 
-from . import adapter, clip_blocks, conv, evl, lora, mlp, shift, timesformer
+from . import adapter, attention, clip_blocks, conv, evl, lora, mlp, shift, timesformer
 from .rules import Rule
 
 RULES: tuple[Rule, ...] = (
     timesformer.divided_layer,
     timesformer.self_attention,
+    attention.multihead_attention,
     mlp.perceptron,
     shift.temporal_shift,
     conv.depthwise_conv3d,

@@ -145,19 +145,25 @@ def _run(call: Callable[..., Any], module: nn.Module, inputs: Inputs) -> dict[st
     """What comes out in evaluation, and in training with the same random numbers, and what is learnt then."""
     module.eval()
     with torch.no_grad():  # copies are given: some modules write into their input
-        found = {"outputs": _tensors(call(*tree_map_only(Tensor, torch.clone, inputs)))}
+        found = {"outputs": _tensors(call(*_copies(inputs)))}
     module.train()
     learning = [t for t in (*_tensors(inputs), *module.parameters()) if t.is_floating_point()]
     learning = [t.requires_grad_() for t in learning]
     with torch.random.fork_rng(devices=()), torch.enable_grad():
         torch.default_generator.manual_seed(0)  # those of GPUs are not forked
-        outputs = _tensors(call(*tree_map_only(Tensor, torch.clone, inputs)))
+        outputs = _tensors(call(*_copies(inputs)))
         found["outputs in training"] = [out.detach() for out in outputs]
         outputs = [out for out in outputs if out.requires_grad]
         weights = [torch.cos(torch.arange(out.numel(), device="cpu")).view(out.shape).to(out.dtype) for out in outputs]
         grads = torch.autograd.grad(outputs, learning, weights, allow_unused=True) if outputs else ()
     found["gradients"] = [t.new_zeros(0) if g is None else g for g, t in zip(grads, learning)]
     return found
+
+
+def _copies(inputs: Inputs) -> Inputs:
+    """Of every tensor one, also of one that stands in several places."""
+    made: dict[Tensor, Tensor] = {t: t.clone() for t in _tensors(inputs)}
+    return tree_map_only(Tensor, made.__getitem__, inputs)
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -381,6 +381,33 @@ def test_perceptrons_keep_less(frozen: bool) -> None:
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_multihead_attention(batch_first: bool) -> None:
+    """With the masks that it takes; other calls run PyTorch's own."""
+    plain = nn.MultiheadAttention(12, 3, batch_first=batch_first)
+    nn.init.normal_(plain.in_proj_bias)
+    fast = copy.deepcopy(plain)
+    assert i2v.patch(fast).replaced
+    x, other = torch.randn(2, 5, 7, 12, requires_grad=True)
+    length = 7 if batch_first else 5
+    hidden = torch.ones(length, length).triu(1).bool()
+    for mask in (None, torch.randn(length, length), hidden):
+        results = []
+        for module in (plain, fast):
+            out, weights = module(x, x, x, need_weights=False, attn_mask=mask)
+            assert weights is None
+            results.append((out, *torch.autograd.grad(out.square().sum(), [x, *module.parameters()])))
+        assert results[0][0].stride() != results[1][0].stride() or not batch_first  # PyTorch's comes transposed
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b)
+    padding = torch.zeros(5 if batch_first else 7, length, dtype=torch.bool)
+    padding[:, -1] = True
+    own = (x, x, x)
+    for args, options in ((own, {}), ((x, other, other), {"need_weights": False}), (own, {"key_padding_mask": padding})):
+        for a, b in zip(plain(*args, **options), fast(*args, **options), strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+
+
 def test_lora_settings() -> None:
     model, x = peft_lora()
     i2v.patch(model)
