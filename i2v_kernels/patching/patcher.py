@@ -30,8 +30,8 @@ def patch(
     Only instances change, and only their ``forward``: classes, other models, parameters, state dict keys, hooks,
     ``requires_grad`` and ``training`` are as before, and calls that the replacement does not cover, such as
     ``output_attentions=True`` or dropout in training, run the class's own forward. Modules within ``DistributedDataParallel``,
-    FSDP, PEFT models and ``torch.compile``'s are found like others. Before a class of modules is replaced, a copy of one of
-    them runs both ways on random inputs; if the outputs differ it stays as it is. A second call does nothing.
+    FSDP, PEFT models and ``torch.compile``'s are found like others. Before a kind of modules is replaced, copies of one of
+    them run both ways on random inputs; if outputs or gradients differ it stays as it is. A second call does nothing.
 
     Args:
         model: any module; it is changed in place.
