@@ -87,7 +87,7 @@ def _features(module: Any) -> Inputs:
     tables = getattr(module, "temporal_pos_embed", None)
     tokens = random_like(module, 2, len(tables[0]) if tables else 4, height * width + 1, channels)
     qk = tokens.unflatten(3, (heads, -1))
-    return ([{"out": tokens, "q": qk, "k": qk.flip(1)} for _ in module.decoder_layers],)
+    return ([{"out": tokens.roll(i, 1), "q": qk, "k": qk.flip(1)} for i in range(len(module.decoder_layers))],)
 
 
 def _decode(decoder: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
