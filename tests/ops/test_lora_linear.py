@@ -97,3 +97,18 @@ def test_half_precision_merges_in_float32():
 def test_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         i2v_nn.LoRALinear(*arguments)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_state_dicts_are_those_of_peft(rslora):
+    """PEFT's own layer: what it saves loads here and gives its outputs, and the other way round."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["0"], init_lora_weights=False, use_rslora=rslora)
+    theirs = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(16, 24)), config).base_model.model[0]
+    ours, x = i2v_nn.LoRALinear(torch.nn.Linear(16, 24), rank=4, alpha=6, rslora=rslora), torch.randn(3, 16)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))
+    for p in ours.parameters():
+        torch.nn.init.normal_(p)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))
