@@ -18,9 +18,15 @@ def multihead_attention(module: Any) -> Replacement | str | None:
     """
     if class_of(module) is not nn.MultiheadAttention:
         return None
+    by = "one projection, scaled_dot_product_attention on views"
+    return unlike_clip(module) or Replacement(_self_attend, by, _inputs, known=True)
+
+
+def unlike_clip(module: nn.MultiheadAttention) -> str | None:
+    """A reason if it does more than project, attend and project."""
     if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
-        return "it has key widths of their own, bias_kv or add_zero_attn"
-    return Replacement(_self_attend, "one projection, scaled_dot_product_attention on views", _inputs, known=True)
+        return "its attention has key widths of their own, bias_kv or add_zero_attn"
+    return None
 
 
 def _inputs(module: Any) -> Inputs:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.functional import temporal_self_attention
+from .attention import unlike_clip
 from .rules import Inputs, Replacement, drops, has_parts, hooked, random_like
 
 
@@ -35,8 +36,10 @@ def _reason_against(*attentions: nn.MultiheadAttention) -> str | None:
     for attn in attentions:
         if type(attn) is not nn.MultiheadAttention:
             return f"its attention is a {type(attn).__name__}"
-        if attn.batch_first or not attn._qkv_same_embed_dim or attn.bias_k is not None or attn.add_zero_attn:
-            return "its attention is not CLIP's: batch_first, key widths of their own, bias_kv or add_zero_attn"
+        if attn.batch_first:
+            return "its attention is batch_first"
+        if (reason := unlike_clip(attn)) is not None:
+            return reason
     return None
 
 

@@ -17,43 +17,37 @@ class OtherShift(TemporalShift):
         return super().forward(x.flip(0))
 
 
+SMALL = {
+    "image_size": 32, "num_frames": 4, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
+    "intermediate_size": 96,
+}  # fmt: skip
+
+
 def timesformer(attention_type: str = "divided_space_time", **options: Any) -> tuple[nn.Module, Tensor]:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.TimesformerConfig(
-        image_size=32, patch_size=8, num_frames=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=96, attention_type=attention_type, **options,
-    )  # fmt: skip
+    config = transformers.TimesformerConfig(**SMALL, patch_size=8, attention_type=attention_type, **options)
     return transformers.TimesformerModel(config).eval(), torch.randn(2, 4, 3, 32, 32)
 
 
 def xclip() -> tuple[nn.Module, Tensor]:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.XCLIPVisionConfig(
-        image_size=32, patch_size=8, num_frames=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=96,
-    )  # fmt: skip
+    config = transformers.XCLIPVisionConfig(**SMALL, patch_size=8)
     return transformers.XCLIPVisionModel(config).eval(), torch.randn(8, 3, 32, 32)
 
 
 def videomae() -> tuple[nn.Module, Tensor]:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.VideoMAEConfig(
-        image_size=32, patch_size=8, num_frames=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=96,
-    )  # fmt: skip
+    config = transformers.VideoMAEConfig(**SMALL, patch_size=8)
     return transformers.VideoMAEModel(config).eval(), torch.randn(2, 4, 3, 32, 32)
 
 
 def vivit() -> tuple[nn.Module, Tensor]:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.VivitConfig(
-        image_size=32, num_frames=4, tubelet_size=[2, 8, 8], hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=96,
-    )  # fmt: skip
+    config = transformers.VivitConfig(**SMALL, tubelet_size=[2, 8, 8])
     return transformers.VivitModel(config).eval(), torch.randn(2, 4, 3, 32, 32)
 
 
