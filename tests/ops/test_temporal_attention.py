@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_correct import ISAS, compare, isa, needs_extension  # noqa: F401  (a fixture)
+from test_correct import ISAS, compare, isa, needs_extension, run  # noqa: F401  (a fixture)
 
 import i2v_kernels as i2v
 from i2v_kernels.testing import OPINFOS
@@ -43,11 +43,26 @@ def test_parts_of_the_keys_join_by_their_log_sum_exps(backend):
     torch.testing.assert_close(share[0] * out[0] + share[1] * out[1], i2v.temporal_attention(q, k, v, backend=backend))
 
 
+TAME = [p for p in SAMPLES if p.id not in ("nan in q", "inf in k", "large scores", "one frame")]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sample", [p for p in SAMPLES if p.id not in ("nan in q", "inf in k", "large scores")])
+@pytest.mark.parametrize("sample", TAME)
 def test_sdpa(sample, dtype):
     """Where numbers are tame: on others PyTorch's own kernels differ from its own formula."""
     compare(INFO, sample, dtype, "sdpa")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_sdpa_of_one_frame(dtype):
+    """Weights are one, whatever q and k are: their gradients cancel to rounding, which has no relative error."""
+    sample = next(p.values[0] for p in SAMPLES if p.id == "one frame").to(dtype, requires_grad=True)
+    out, *gradients = run(INFO, sample, "sdpa")
+    want, *exact = run(INFO, sample, "reference")
+    assert torch.equal(out, want) and torch.equal(gradients[2], exact[2])
+    for got, zero in zip(gradients[:2], exact[:2]):
+        assert not zero.any() and got.stride() == zero.stride()
+        assert got.abs().max() <= 4 * torch.finfo(dtype).eps * exact[2].abs().max()
 
 
 def test_long_clips_take_the_route_through_sdpa():
