@@ -35,7 +35,7 @@ def start(main: Callable[[], int]) -> NoReturn:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds: median, 20th and 80th percentile over the rounds."""
+    """Milliseconds, or a ratio of such: median, 20th and 80th percentile over the rounds."""
 
     median: float
     low: float
@@ -45,6 +45,13 @@ class Timing:
 def interleaved(
     candidates: dict[str, Callable[[], object]], device: str, seconds: float, cold: bool = False
 ) -> dict[str, Timing]:
+    """``rounds``, summed up."""
+    return {name: summary(times) for name, times in rounds(candidates, device, seconds, cold).items()}
+
+
+def rounds(
+    candidates: dict[str, Callable[[], object]], device: str, seconds: float, cold: bool = False
+) -> dict[str, list[float]]:
     """Time each candidate for about ``seconds`` altogether, at least 7 rounds; on a GPU by events around 10 launches.
     ``cold`` leaves the calls out that are not measured (on a CPU; launches on a GPU wait in its queue and are never cold).
     """
@@ -56,15 +63,15 @@ def interleaved(
     begun = time.perf_counter()
     for call in candidates.values():
         once(call)
-    rounds = int(min(max(seconds / (time.perf_counter() - begun), 7), 200))
+    count = int(min(max(seconds / (time.perf_counter() - begun), 7), 200))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     shuffle = random.Random(0).shuffle  # no candidate is always the one after the same other
     names = list(candidates)
-    for _ in range(rounds):
+    for _ in range(count):
         shuffle(names)
         for name in names:
             times[name].append(once(candidates[name]))
-    return {name: _summary(values) for name, values in times.items()}
+    return times
 
 
 def copy_ceiling(traffic: int, device: str, seconds: float = 1.0) -> float:
@@ -97,7 +104,7 @@ def _keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
 
 
-def _summary(values: list[float]) -> Timing:
+def summary(values: list[float]) -> Timing:
     ordered = sorted(values)
     return Timing(statistics.median(ordered), ordered[len(ordered) // 5], ordered[-1 - len(ordered) // 5])
 

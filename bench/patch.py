@@ -1,9 +1,8 @@
 """``python -m bench.patch``: models as their users have them, before and after ``i2v_kernels.patch``.
 
 Forward without gradients, and forward and backward of a training step, by turns in one process, with random weights of the real
-architecture. Peak memory is what a call takes beyond the parameters. "At most" is, on a CPU, the plain model's time over that
-of its dense matrix products and convolutions, which a patched model computes too: were all else free, it would be so many
-times faster.
+architecture. How many times faster is the median of the rounds' ratios. "At most" is, on a CPU, the same had the patched model
+only its matrix products and dense convolutions to compute. Peak memory is what a call takes beyond the parameters.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import i2v_kernels as i2v
 
 from . import memory
 from .__main__ import DTYPES, machine, save
-from .measure import interleaved, start
+from .measure import rounds, start, summary
 from .published import STAdapter, TemporalShift
 
 FRAMES = 8
@@ -93,17 +92,17 @@ def step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
     model.zero_grad()
 
 
-def at_most(call: Callable[[], None]) -> float:
-    """The time of a call over that of its dense products and convolutions."""
+def dense_share(call: Callable[[], None]) -> float:
+    """The share of a call's time that matrix products and dense convolutions take."""
     with memory.quiet(), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
         call()
     events = seen.key_averages(group_by_input_shape=True)
     dense = sum(event.self_cpu_time_total for event in events if is_dense(event.key, event.input_shapes))
-    return sum(event.self_cpu_time_total for event in events) / dense
+    return dense / sum(event.self_cpu_time_total for event in events)
 
 
 def is_dense(op: str, shapes: list[list[int]]) -> bool:
-    if op in ("aten::mm", "aten::addmm"):
+    if op in ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"):
         return True
     weight = {"aten::mkldnn_convolution": 1, "aten::convolution_backward": 2}.get(op)
     return weight is not None and shapes[weight][1] > 1  # one channel for each filter: depthwise
@@ -124,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     about = machine(device)
     print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, load {about['load']:.1f}\n")
     head = f"{'model':<38}{'dtype':<10}{'mode':<9}{'patched ms (20-80 %)':<24}{'plain ms':<10}"
-    print(f"{head}faster   at most   peak MiB, plain")
+    print(f"{head}{'times faster':<18}at most  peak MiB, plain")
     wide = device == "cuda" or torch.cpu._is_avx512_bf16_supported()  # elsewhere bfloat16 is emulated
     rows = []
     for name in options.model or MODELS:
@@ -138,18 +137,21 @@ def main(argv: list[str] | None = None) -> int:
                 for model in (plain, patched):
                     model.train(mode == "step")
                 calls = {label: partial(run, m, x, DTYPES[dtype]) for label, m in (("plain", plain), ("patched", patched))}
-                ms = interleaved(calls, device, options.seconds, cold=True)
+                times = rounds(calls, device, options.seconds, cold=True)
+                ms = {label: summary(each) for label, each in times.items()}
+                faster = summary([plain / patched for plain, patched in zip(*times.values())])
+                bound = faster.median / dense_share(calls["patched"]) if device == "cpu" else None
                 peak = {label: memory.peak(call, device) for label, call in calls.items()}
-                ratio, bound = ms["plain"].median / ms["patched"].median, at_most(calls["plain"]) if device == "cpu" else None
                 rows.append({
-                    "model": name, "clips": clips, "dtype": dtype, "mode": mode, "ratio": ratio, "at_most": bound,
-                    "peak_mib": peak,
+                    "model": name, "clips": clips, "dtype": dtype, "mode": mode, "rounds": len(times["plain"]),
+                    "faster": vars(faster), "at_most": bound, "peak_mib": peak,
                     "ms": {label: vars(timing) for label, timing in ms.items()},
                 })  # fmt: skip
                 spread = f"{ms['patched'].median:.0f} ({ms['patched'].low:.0f}-{ms['patched'].high:.0f})"
-                shown = f"{name:<38}{dtype:<10}{mode:<9}{spread:<24}{ms['plain'].median:<10.0f}{ratio:.2f} x   "
-                limit = "" if bound is None else f"{bound:.2f} x"
-                print(f"{shown}{limit:<10}{peak['patched']:.0f}, {peak['plain']:.0f}", flush=True)
+                ratio = f"{faster.median:.2f} ({faster.low:.2f}-{faster.high:.2f})"
+                limit = "" if bound is None else f"{bound:.2f}"
+                shown = f"{name:<38}{dtype:<10}{mode:<9}{spread:<24}{ms['plain'].median:<10.0f}{ratio:<18}{limit:<9}"
+                print(f"{shown}{peak['patched']:.0f}, {peak['plain']:.0f}", flush=True)
     if options.json:
         save(options.json, about, rows)
     return 0

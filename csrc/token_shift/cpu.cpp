@@ -18,7 +18,7 @@ struct Run {
 struct Problem {
   int64_t batch, frames, tokens, channels, start, stop, step;
   View<3> x, out;
-  const Run* runs;  // [frames, run_count]: the groups' and one for the channels that stay
+  const Run* runs;  // [frames, run_count]: the groups' and one for the channels that stay, or parts of these
   int64_t run_count;
   int64_t blocks;   // of tokens, in a clip
   bool past_cache;  // input and output together exceed a usual last-level cache: write around it,
@@ -43,10 +43,20 @@ struct InPlace {
 namespace i2v {
 namespace {
 
+constexpr int64_t run_bytes = 32 << 10;  // of a part of a long row: three frames of it stay in a core's cache
+
+// No run is longer than `longest`.
 std::vector<Run> runs_of(const std::vector<int64_t>& channels, const std::vector<int64_t>& offsets, shift::Padding padding,
-                         bool adjoint, int64_t frames, int64_t all_channels) {
+                         bool adjoint, int64_t frames, int64_t all_channels, int64_t longest) {
   std::vector<Run> runs;
-  runs.reserve(frames * (channels.size() + 1));
+  const auto add = [&](int64_t first, int64_t count, int64_t from, int64_t summed) {
+    do {
+      const int64_t part = std::min(count, longest);
+      runs.push_back({first, part, from, summed});
+      first += part, count -= part;
+    } while (count > 0);
+  };
+  runs.reserve(frames * (channels.size() + 1 + all_channels / longest));
   for (int64_t t = 0; t < frames; ++t) {
     int64_t first = 0;
     for (size_t g = 0; g < channels.size(); first += channels[g++]) {
@@ -54,9 +64,9 @@ std::vector<Run> runs_of(const std::vector<int64_t>& channels, const std::vector
       int64_t from = shift::source_frame(t, adjoint ? -offset : offset, frames, padding), to = from + 1;
       if (adjoint && padding == shift::edge) shift::edge_readers(t, offset, frames, from, to);
       if (from < 0) from = to;
-      runs.push_back({first, channels[g], from, to - from});
+      add(first, channels[g], from, to - from);
     }
-    runs.push_back({first, all_channels - first, t, 1});
+    add(first, all_channels - first, t, 1);
   }
   return runs;
 }
@@ -84,18 +94,25 @@ void check(const Tensor& x, const std::vector<int64_t>& channels, const std::vec
 Tensor shifted(const Tensor& x, const std::vector<int64_t>& channels, const std::vector<int64_t>& offsets,
                const std::string& padding, int64_t start, int64_t stop, int64_t step, bool residual, bool adjoint) {
   check(x, channels, offsets, step);
-  const auto runs = runs_of(channels, offsets, padding_of(padding), adjoint, x.size(1), x.size(3));
-  Tensor out = empty_dense_like(x);
   const int64_t bytes = x.numel() * x.element_size();
+  const bool long_rows = x.size(3) * x.element_size() > 4 * run_bytes;
+  const int64_t longest = long_rows ? run_bytes / x.element_size() : std::max<int64_t>(x.size(3), 1);
+  const auto runs = runs_of(channels, offsets, padding_of(padding), adjoint, x.size(1), x.size(3), longest);
+  Tensor out = empty_dense_like(x);
   const Problem p{x.size(0), x.size(1), x.size(2), x.size(3), start, stop, step, View<3>(x), View<3>(out), runs.data(),
-                  static_cast<int64_t>(channels.size()) + 1, (x.size(2) + 15) / 16,
+                  static_cast<int64_t>(runs.size()) / std::max<int64_t>(x.size(1), 1), (x.size(2) + 15) / 16,
                   exceeds_cache(2 * bytes), std::clamp<int64_t>(16 * ((28 << 20) - bytes) / std::max<int64_t>(bytes, 1), 0, 16)};
   for_dtype(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto copy = p.past_cache ? I2V_PICK(shift_blocks, T, false) : I2V_PICK(shift_rows, T, false);
-    const auto add = p.past_cache ? I2V_PICK(shift_blocks, T, true) : I2V_PICK(shift_rows, T, true);
-    const auto kernel = residual ? add : copy;
-    const int64_t items = p.batch * (p.past_cache ? p.blocks : p.frames * p.tokens);
+    int64_t items = p.batch * p.frames * p.tokens;
+    auto kernel = residual ? I2V_PICK(shift_rows, T, true) : I2V_PICK(shift_rows, T, false);
+    if (long_rows) {
+      items = p.batch * p.tokens * p.run_count;
+      kernel = residual ? I2V_PICK(shift_long_rows, T, true) : I2V_PICK(shift_long_rows, T, false);
+    } else if (p.past_cache) {
+      items = p.batch * p.blocks;
+      kernel = residual ? I2V_PICK(shift_blocks, T, true) : I2V_PICK(shift_blocks, T, false);
+    }
     for_pieces(items, piece_count(items, 2 * bytes / std::max<int64_t>(items, 1)),
                [&](int64_t, int64_t first, int64_t last) { kernel(p, first, last); });
   });

@@ -50,20 +50,32 @@ I2V_INLINE void sum_run(T* to, const T* own, const T* from, int64_t stride, int6
   }
 }
 
+I2V_INLINE bool stays(const Problem& p, int64_t n) {
+  return n < p.start || n >= p.stop || (p.step > 1 && (n - p.start) % p.step != 0);
+}
+
+// The channels of one run, of a token that is shifted.
+template <typename T, bool residual>
+I2V_INLINE void shift_run(const Problem& p, const Run& run, T* out, const T* own, int64_t b, int64_t n, bool past_cache) {
+  const T* from = row_of<const T>(p.x, b, run.from, n) + run.first;
+  if (!residual && run.frames == 1) copy_run(out + run.first, from, run.count, past_cache);
+  else sum_run<T, residual>(out + run.first, own + run.first, from, p.x.stride[1], run.frames, run.count, past_cache);
+}
+
+// Channels of a token that stays.
+template <typename T, bool residual>
+I2V_INLINE void keep_run(T* out, const T* own, int64_t count, bool past_cache) {
+  if constexpr (residual) sum_run<T, true>(out, own, own, 0, 1, count, past_cache);
+  else copy_run(out, own, count, past_cache);
+}
+
 template <typename T, bool residual>
 I2V_INLINE void shift_row(const Problem& p, int64_t b, int64_t t, int64_t n, bool past_cache) {
   T* out = row_of<T>(p.out, b, t, n);
   const T* own = row_of<const T>(p.x, b, t, n);
-  if (n < p.start || n >= p.stop || (p.step > 1 && (n - p.start) % p.step != 0)) {
-    if constexpr (residual) sum_run<T, true>(out, own, own, 0, 1, p.channels, past_cache);
-    else copy_run(out, own, p.channels, past_cache);
-    return;
-  }
-  for (const Run* run = p.runs + t * p.run_count; run != p.runs + (t + 1) * p.run_count; ++run) {
-    const T* from = row_of<const T>(p.x, b, run->from, n) + run->first;
-    if (!residual && run->frames == 1) copy_run(out + run->first, from, run->count, past_cache);
-    else sum_run<T, residual>(out + run->first, own + run->first, from, p.x.stride[1], run->frames, run->count, past_cache);
-  }
+  if (stays(p, n)) return keep_run<T, residual>(out, own, p.channels, past_cache);
+  for (const Run* run = p.runs + t * p.run_count; run != p.runs + (t + 1) * p.run_count; ++run)
+    shift_run<T, residual>(p, *run, out, own, b, n, past_cache);
 }
 
 // Rows (b, t, n) as they lie in memory: what a cache serves best.
@@ -96,6 +108,22 @@ void shift_blocks(const Problem& p, int64_t begin, int64_t end) {
         if (t + 2 < p.frames) fetch_row<T>(p, b, t + 2, n);
         shift_row<T, residual>(p, b, t, n, i % 16 >= p.kept);
       }
+    }
+  }
+}
+
+// Rows as long as a frame of a network's planes: run by run, each through all frames.
+template <typename T, bool residual>
+void shift_long_rows(const Problem& p, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t r = i % p.run_count, n = i / p.run_count % p.tokens, b = i / p.run_count / p.tokens;
+    const bool past_cache = p.past_cache && i % 16 >= p.kept;
+    for (int64_t t = 0; t < p.frames; ++t) {
+      const Run& run = p.runs[t * p.run_count + r];
+      T* out = row_of<T>(p.out, b, t, n);
+      const T* own = row_of<const T>(p.x, b, t, n);
+      if (stays(p, n)) keep_run<T, residual>(out + run.first, own + run.first, run.count, past_cache);
+      else shift_run<T, residual>(p, run, out, own, b, n, past_cache);
     }
   }
 }

@@ -2,7 +2,7 @@
 
 ``x * sigmoid(1.702 * x)`` is ``silu(1.702 * x) / 1.702``, and the matrix products before and after take the factors along:
 one pass over the hidden layer in place of three. For backward one tensor of the hidden layer's size is kept, PyTorch keeps two
-with GELU and four with QuickGELU.
+with GELU and four with QuickGELU. Without gradients the activation is computed in place.
 """
 
 from __future__ import annotations
@@ -56,8 +56,6 @@ def _forward(module: nn.Module, original: Any, *args: Any, **kwargs: Any) -> Any
     if parts is None or len(args) != 1 or kwargs or not may_fuse(*parts):
         return original(*args, **kwargs)
     first, activation, second, _ = parts
-    if type(activation).__name__ in GELU and not torch.is_grad_enabled():  # nothing to keep
-        return original(*args)
     return fused(args[0], first, activation, second)
 
 
@@ -99,7 +97,7 @@ class _Perceptron(torch.autograd.Function):
             ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, hidden, w1, w2)
             active = F.silu(hidden) if quick else F.gelu(hidden)
         else:
-            active = F.silu(hidden, inplace=True) if quick else F.gelu(hidden)
+            active = F.silu(hidden, inplace=True) if quick else torch.ops.aten.gelu_(hidden)
         return _product(b2, active, w2.t(), 1, 1 / scale).view(*x.shape[:-1], -1)
 
     @staticmethod

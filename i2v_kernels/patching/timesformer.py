@@ -106,7 +106,7 @@ def _layer(layer: Any, original: Any, hidden_states: Tensor, output_attentions: 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
     inner, outer = layer.intermediate, layer.output
     activation, idle = inner.intermediate_act_fn, [inner.dropout, outer.dropout]
-    if torch.is_grad_enabled() and not hooked(inner, outer) and mlp.may_fuse(inner.dense, activation, outer.dense, idle):
+    if not hooked(inner, outer) and mlp.may_fuse(inner.dense, activation, outer.dense, idle):
         return mlp.fused(x, inner.dense, activation, outer.dense)
     return outer(inner(x))
 

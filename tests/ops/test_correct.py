@@ -140,3 +140,16 @@ def test_token_shift_around_the_cache(padding, residual):
     call = (torch.randn(2, 5, 37, 12_345), [(97, -1), (96, 1), (33, 3)])
     kwargs = {"padding": padding, "tokens": (1, 30, 2), "residual": residual}
     compare(info, Sample("", call, kwargs), torch.float32, "cpu")
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("count", [3, 9], ids=["in the cache", "around it"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "edge", "wrap"])
+def test_token_shift_of_long_rows(padding, residual, count, isa):
+    """As TSM shifts planes: they are cut, at places that no vector divides; some tokens stay."""
+    info = next(info for info in OPINFOS if info.name == "token_shift")
+    call = (torch.randn(2, 5, count, 50_003), [(12_345, -1), (0, 2), (9_001, 1), (20_000, 3)])
+    kwargs = {"padding": padding, "tokens": (1, count - 1, 2), "residual": residual}
+    compare(info, Sample("", call, kwargs), torch.float32, "cpu")
