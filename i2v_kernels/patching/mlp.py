@@ -73,10 +73,28 @@ def fused(x: Tensor, first: Any, activation: nn.Module, second: Any) -> Tensor:
     tensors, kind = (x, first.weight, first.bias, second.weight, second.bias), x.device.type
     quick = type(activation).__name__ in QUICK_GELU
     if not torch.is_autocast_enabled(kind):
-        return _Perceptron.apply(*tensors, quick)
+        return _perceptron(*tensors, quick)
     dtype = torch.get_autocast_dtype(kind)
     with torch.autocast(kind, enabled=False):
-        return _Perceptron.apply(*(t if t is None else t.to(dtype) for t in tensors), quick)
+        return _perceptron(*(t if t is None else t.to(dtype) for t in tensors), quick)
+
+
+def _perceptron(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, quick: bool) -> Tensor:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w1, b1, w2, b2)):
+        return _Perceptron.apply(x, w1, b1, w2, b2, quick)
+    hidden = _hidden(x, w1, b1, quick)
+    active = F.silu(hidden, inplace=True) if quick else torch.ops.aten.gelu_(hidden)
+    return _output(active, x, w2, b2, quick)
+
+
+def _hidden(x: Tensor, w1: Tensor, b1: Tensor | None, quick: bool) -> Tensor:
+    """The activation's input as rows; QuickGELU's times its factor."""
+    scale = FACTOR if quick else 1.0
+    return _product(b1, x.reshape(-1, x.shape[-1]), w1.t(), scale, scale)
+
+
+def _output(active: Tensor, x: Tensor, w2: Tensor, b2: Tensor | None, quick: bool) -> Tensor:
+    return _product(b2, active, w2.t(), 1, 1 / FACTOR if quick else 1).view(*x.shape[:-1], -1)
 
 
 def _product(bias: Tensor | None, rows: Tensor, matrix: Tensor, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
@@ -87,18 +105,11 @@ def _product(bias: Tensor | None, rows: Tensor, matrix: Tensor, beta: float = 1.
 
 class _Perceptron(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, quick: bool
-    ) -> Tensor:
-        rows, ctx.quick, ctx.shape = x.reshape(-1, x.shape[-1]), quick, x.shape
-        scale = FACTOR if quick else 1.0
-        hidden = _product(b1, rows, w1.t(), scale, scale)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, hidden, w1, w2)
-            active = F.silu(hidden) if quick else F.gelu(hidden)
-        else:
-            active = F.silu(hidden, inplace=True) if quick else torch.ops.aten.gelu_(hidden)
-        return _product(b2, active, w2.t(), 1, 1 / scale).view(*x.shape[:-1], -1)
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, quick: bool) -> Tensor:
+        ctx.quick, ctx.shape = quick, x.shape
+        hidden = _hidden(x, w1, b1, quick)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, hidden, w1, w2)
+        return _output(F.silu(hidden) if quick else F.gelu(hidden), x, w2, b2, quick)
 
     @staticmethod
     @once_differentiable

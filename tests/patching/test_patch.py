@@ -14,6 +14,7 @@ from published import QuickGELU, TemporalShift
 from torch import Tensor, nn
 
 import i2v_kernels as i2v
+from bench import memory
 from i2v_kernels.patching import is_patched
 
 
@@ -260,6 +261,17 @@ def test_perceptrons_keep_less(frozen: bool) -> None:
         assert less < plain or (less == plain and frozen and isinstance(activation, nn.GELU))
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), QuickGELU()], ids=["gelu", "quick"])
+def test_perceptrons_need_one_hidden_tensor_without_gradients(activation: nn.Module) -> None:
+    module = nn.Sequential(nn.Linear(8, 4096), activation, nn.Linear(4096, 8))
+    x, hidden = torch.randn(64, 8), 64 * 4096 * 4 / memory.MIB
+    with torch.no_grad():
+        plain, out = memory.peak(lambda: module(x), "cpu"), module(x)
+        i2v.patch(module)
+        assert memory.peak(lambda: module(x), "cpu") < 1.1 * hidden < 2 * hidden <= plain
+        torch.testing.assert_close(module(x), out)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
