@@ -70,16 +70,17 @@ def may_fuse(first: nn.Module, activation: nn.Module, second: nn.Module, idle: l
 
 def fused(x: Tensor, first: Any, activation: nn.Module, second: Any) -> Tensor:
     """``second(activation(first(x)))``."""
-    tensors, kind = (x, first.weight, first.bias, second.weight, second.bias), x.device.type
-    quick = type(activation).__name__ in QUICK_GELU
+    tensors: list[Any] = [x, first.weight, first.bias, second.weight, second.bias]
+    kind, quick = x.device.type, type(activation).__name__ in QUICK_GELU
     if not torch.is_autocast_enabled(kind):
-        return _perceptron(*tensors, quick)
+        return _perceptron(*tensors, quick=quick)
     dtype = torch.get_autocast_dtype(kind)
+    tensors = [t if t is None else t.to(dtype) for t in tensors]
     with torch.autocast(kind, enabled=False):
-        return _perceptron(*(t if t is None else t.to(dtype) for t in tensors), quick)
+        return _perceptron(*tensors, quick=quick)
 
 
-def _perceptron(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, quick: bool) -> Tensor:
+def _perceptron(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, *, quick: bool) -> Tensor:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w1, b1, w2, b2)):
         return _Perceptron.apply(x, w1, b1, w2, b2, quick)
     hidden = _hidden(x, w1, b1, quick)
