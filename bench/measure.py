@@ -35,7 +35,7 @@ def start(main: Callable[[], int]) -> NoReturn:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds, or a ratio of such: median, 20th and 80th percentile over the rounds."""
+    """Milliseconds, or what else is measured a round: median, 20th and 80th percentile over the rounds."""
 
     median: float
     low: float

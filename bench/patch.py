@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
                 calls = {label: partial(run, m, x, DTYPES[dtype]) for label, m in (("plain", plain), ("patched", patched))}
                 times = rounds(calls, device, options.seconds, cold=True)
                 ms = {label: summary(each) for label, each in times.items()}
-                faster = summary([plain / patched for plain, patched in zip(*times.values())])
+                faster = summary([a / b for a, b in zip(times["plain"], times["patched"])])
                 bound = faster.median / dense_share(calls["patched"]) if device == "cpu" else None
                 peak = {label: memory.peak(call, device) for label, call in calls.items()}
                 rows.append({

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from i2v_kernels.video.sampling import tsn_test
 from i2v_kernels.video.torchcodec import link_ffmpeg, why_no_torchcodec
 
 from .__main__ import machine, save
+from .measure import summary
 
 FRAMES, SHORT_SIDE = 8, 224
 LONG = 2500
@@ -230,10 +230,11 @@ def main(argv: list[str] | None = None) -> int:
             rates = measure(reads, paths, options.rounds, options.workers)
             print(f"{name}: clips per second")
             for candidate, values in rates.items():
-                ordered = sorted(values)
-                low, middle, high = ordered[len(ordered) // 5], statistics.median(ordered), ordered[-1 - len(ordered) // 5]
-                rows.append({"clips": name, "decoder": candidate, "per_second": middle, "low": low, "high": high})
-                print(f"  {candidate:<32}{middle:8.1f}  ({low:.1f}-{high:.1f})", flush=True)
+                rate = summary(values)
+                rows.append(
+                    {"clips": name, "decoder": candidate, "per_second": rate.median, "low": rate.low, "high": rate.high}
+                )
+                print(f"  {candidate:<32}{rate.median:8.1f}  ({rate.low:.1f}-{rate.high:.1f})", flush=True)
     if options.json:
         save(options.json, about, rows)
     return 0
