@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,7 +25,10 @@ LIBRARY = torch.library.Library("i2v_kernels", "DEF")
 BACKENDS = ("reference", "sdpa", "library", "cpu", "triton", "cuda")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPS: dict[str, Op] = {}
-_OUTERMOST = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
+_include_set = torch._C._dispatch_tls_local_include_set
+_OUTERMOST = (_include_set(), torch._C._dispatch_tls_local_exclude_set())
+with torch.inference_mode():
+    _ORDINARY = (_OUTERMOST[0].raw_repr(), _include_set().raw_repr())
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FORCED = os.environ.get("I2V_KERNELS_BACKEND", "")
@@ -95,6 +99,7 @@ class Op:
         OPS[self.name] = self
         self._recorder: list[tuple[Any, ...]] | None = None
         self._by_name = {backend.name: backend for backend in self.backends}
+        self._in_cpp = any(backend.native for backend in self.backends) and _extension.why_no_cpu() is None
         for name, schema, run, fake in (
             (self.name, self.schema, self._forward, self._fake),
             (f"{self.name}_backward", self.backward_schema, self._backward, lambda *args: self.fake_backward(*args[:-1])),
@@ -104,16 +109,20 @@ class Op:
             arguments, returns = schema.split(" -> ")
             LIBRARY.define(f"{name}{arguments[:-1]}, str backend) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
             LIBRARY.impl(name, run, "CUDA")
-            if any(b.native for b in self.backends) and _extension.why_no_cpu() is None:  # see csrc/common/dispatch.h
+            if self._in_cpp:  # see csrc/common/dispatch.h
                 LIBRARY.define(f"{name}_by_name{arguments[:-1]}, str backend) -> {returns}")
                 LIBRARY.impl(f"{name}_by_name", run, "CPU")
             else:
                 LIBRARY.impl(name, run, "CPU")
             torch.library.register_fake(f"i2v_kernels::{name}", fake, lib=LIBRARY)
         self.forward_op = getattr(torch.ops.i2v_kernels, self.name).default
+        self._arity = len(self.forward_op._schema.arguments) - 1
         if self.backward_schema:
             self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
+            self._returned = len(self.backward_op._schema.returns)
             self._function = _autograd_function(self)
+            # without what Function.apply does in Python, which concerns functorch's transforms alone
+            self._apply = super(torch.autograd.Function, self._function).apply
             LIBRARY.impl(self.name, self._autograd, "Autograd")
         else:
             LIBRARY.impl(self.name, self._in_place, "Autograd")
@@ -133,10 +142,33 @@ class Op:
             self.choose(args, backend)
         if not self.backward_schema:
             return self._in_place(*args, backend)
+        direct = self._direct(args)
         if torch.is_grad_enabled():
-            return self.forward_op(*args, backend)
+            if not direct:
+                return self.forward_op(*args, backend)
+            for arg in args:
+                if isinstance(arg, Tensor) and arg.requires_grad:
+                    return self._apply(*args, backend)
         with torch._C._AutoDispatchBelowAutograd():  # nothing to record: spare the way through Python that would find so
-            return self.forward_op(*args, backend)
+            return self._forward(*args, backend) if direct else self.forward_op(*args, backend)
+
+    def _direct(self, args: tuple[Any, ...]) -> bool:
+        """Whether the dispatcher would do nothing with these arguments but call this op's kernels in Python.
+
+        Several microseconds each time. It is asked wherever it may have more to do: under modes, transforms, tracers and
+        profilers, for tensors of other classes and devices, and for kernels in C++.
+        """
+        for arg in args:
+            if isinstance(arg, Tensor):
+                kind = type(arg)
+                if not (kind is Tensor or kind is torch.nn.Parameter) or not (arg.is_cuda or arg.is_cpu) or arg.is_neg():
+                    return False
+        return not (
+            (self._in_cpp and args[0].is_cpu)
+            or _include_set().raw_repr() not in _ORDINARY
+            or torch._C._is_torch_function_mode_enabled()
+            or torch.autograd._profiler_enabled()
+        )
 
     @contextmanager
     def recording(self, calls: list[tuple[Any, ...]]) -> Iterator[None]:
@@ -162,7 +194,8 @@ class Op:
             if reason is not None:
                 raise NotImplementedError(f"{self.name}: backend={requested!r} cannot run this call: {reason}")
             return self._by_name[requested]
-        for name in self.preference.get(args[0].device.type, ("reference",)):
+        device = "cuda" if args[0].is_cuda else args[0].device.type
+        for name in self.preference.get(device, ("reference",)):
             backend = self._by_name[name]
             if backend.can_run(*args) is None:
                 return backend
@@ -194,18 +227,21 @@ class Op:
             )
         torch.autograd.graph.increment_version(args[0])
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            self.forward_op(*args)
+            (self._forward if self._direct(args) else self.forward_op)(*args)
 
     def wanted_gradients(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """What the backward op returns for the first inputs: it takes (grad, these, *ctx.rest, what else was saved, wanted)."""
-        count = len(self.backward_op._schema.returns)
-        wanted, saved = [bool(needed) for needed in ctx.needs_input_grad[:count]], ctx.saved_tensors
-        grads = self.backward_op(grad, *saved[:count], *ctx.rest, *saved[count:], wanted, ctx.backend)
+        count, saved = self._returned, ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:count])
+        grads = self.derive(grad, *saved[:count], *ctx.rest, *saved[count:], wanted, ctx.backend)
         return (*(g if want else None for g, want in zip(grads, wanted)), *[None] * (self._arity - count))
 
-    @property
-    def _arity(self) -> int:
-        return len(self.forward_op._schema.arguments) - 1
+    def derive(self, *args: Any) -> Any:
+        """The backward op."""
+        if not self._direct(args):
+            return self.backward_op(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._backward(*args)
 
 
 def _autograd_function(op: Op) -> Any:
@@ -214,7 +250,7 @@ def _autograd_function(op: Op) -> Any:
         def forward(ctx: Any, *args: Any) -> Any:
             ctx.backend = args[-1]
             with torch._C._AutoDispatchBelowAutograd():
-                result = op.forward_op(*args)
+                result = op._forward(*args) if op._direct(args) else op.forward_op(*args)
             op.save(ctx, args[:-1], result)
             if not isinstance(result, Tensor):
                 ctx.mark_non_differentiable(*result[1:])
@@ -222,14 +258,17 @@ def _autograd_function(op: Op) -> Any:
             return result
 
         @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-            if grad is None:  # a later function had none for the output
-                return (None,) * (op._arity + 1)
-            if grad.stride(-1) != 1 and grad.shape[-1] != 1:
-                grad = grad.contiguous()  # expanded gradients, as from .sum()
-            return (*(op.gradients or op.wanted_gradients)(ctx, grad), None)
+        def backward(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
+            return (once if torch.is_grad_enabled() else derive)(ctx, grad, *others)
 
+    def derive(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:  # a later function had none for the output
+            return (None,) * (op._arity + 1)
+        if grad.stride(-1) != 1 and grad.shape[-1] != 1:
+            grad = grad.contiguous()  # expanded gradients, as from .sum()
+        return (*(op.gradients or op.wanted_gradients)(ctx, grad), None)
+
+    once = torch.autograd.function.once_differentiable(derive)
     Function.__name__ = Function.__qualname__ = "".join(part.title() for part in op.name.split("_"))
     return Function
 
@@ -283,16 +322,22 @@ def triton_backend(op: str, limits: Callable[..., str | None]) -> Backend:
 
     def can_run(*args: Any) -> str | None:
         first = args[0]
-        if first.device.type != "cuda" and not (INTERPRETED and first.device.type == "cpu"):
+        if not first.is_cuda and not (INTERPRETED and first.device.type == "cpu"):
             return f"the tensors are on {first.device} (and TRITON_INTERPRET=1 is not set)"
-        if importlib.util.find_spec("triton") is None:
+        if not has_triton():
             return "triton is not installed"
         return limits(*args)
 
+    @cache
     def kernels() -> Any:
         return importlib.import_module(f"i2v_kernels.ops.{op}.triton_kernels")
 
     return Backend("triton", can_run, lambda *args: kernels().forward(*args), lambda *args: kernels().backward(*args))
+
+
+@cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 class _autograd_again:
