@@ -27,6 +27,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPS: dict[str, Op] = {}
 _include_set = torch._C._dispatch_tls_local_include_set
 _OUTERMOST = (_include_set(), torch._C._dispatch_tls_local_exclude_set())
+_NUMBERS = frozenset((type(None), bool, int, float, str, list, tuple))
 with torch.inference_mode():
     _ORDINARY = (_OUTERMOST[0].raw_repr(), _include_set().raw_repr())
 
@@ -93,7 +94,7 @@ class Op:
     save: Callable[[Any, tuple[Any, ...], Any], None] = lambda *args: None
     gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]] | None = None
     by_name_only: dict[str, str] = field(default_factory=dict)
-    forward_args: Callable[[tuple[Any, ...], int], tuple[Any, ...]] = lambda args, count: args[1 : 1 + count]
+    forward_args: Callable[[Sequence[Any], int], Sequence[Any]] = lambda args, count: args[1 : 1 + count]
 
     def __post_init__(self) -> None:
         OPS[self.name] = self
@@ -120,9 +121,9 @@ class Op:
         if self.backward_schema:
             self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
             self._returned = len(self.backward_op._schema.returns)
-            self._function = _autograd_function(self)
+            self._function = _autograd_function(self, self.forward_op)
             # without what Function.apply does in Python, which concerns functorch's transforms alone
-            self._apply = super(torch.autograd.Function, self._function).apply
+            self._apply = super(torch.autograd.Function, _autograd_function(self, self._forward)).apply
             LIBRARY.impl(self.name, self._autograd, "Autograd")
         else:
             LIBRARY.impl(self.name, self._in_place, "Autograd")
@@ -147,7 +148,7 @@ class Op:
             if not direct:
                 return self.forward_op(*args, backend)
             for arg in args:
-                if isinstance(arg, Tensor) and arg.requires_grad:
+                if type(arg) not in _NUMBERS and isinstance(arg, Tensor) and arg.requires_grad:
                     return self._apply(*args, backend)
         with torch._C._AutoDispatchBelowAutograd():  # nothing to record: spare the way through Python that would find so
             return self._forward(*args, backend) if direct else self.forward_op(*args, backend)
@@ -159,15 +160,18 @@ class Op:
         profilers, for tensors of other classes and devices, and for kernels in C++.
         """
         for arg in args:
-            if isinstance(arg, Tensor):
-                kind = type(arg)
-                if not (kind is Tensor or kind is torch.nn.Parameter) or not (arg.is_cuda or arg.is_cpu) or arg.is_neg():
+            kind = type(arg)
+            if kind is Tensor or kind is torch.nn.Parameter:
+                if arg.is_neg():
                     return False
-        return not (
-            (self._in_cpp and args[0].is_cpu)
-            or _include_set().raw_repr() not in _ORDINARY
-            or torch._C._is_torch_function_mode_enabled()
-            or torch.autograd._profiler_enabled()
+            elif kind not in _NUMBERS and isinstance(arg, Tensor):
+                return False
+        first = args[0]
+        return (
+            (first.is_cuda or (first.is_cpu and not self._in_cpp))
+            and _include_set().raw_repr() in _ORDINARY
+            and not torch._C._is_torch_function_mode_enabled()
+            and not torch.autograd._profiler_enabled()
         )
 
     @contextmanager
@@ -181,13 +185,13 @@ class Op:
         finally:
             self._recorder = None
 
-    def why_not(self, name: str, args: tuple[Any, ...]) -> str | None:
+    def why_not(self, name: str, args: Sequence[Any]) -> str | None:
         """None if the backend of that name can run these arguments, else the reason."""
         if name not in self._by_name:
             return f"{self.name} has no such backend"
         return self._by_name[name].can_run(*args)
 
-    def choose(self, args: tuple[Any, ...], requested: str = "") -> Backend:
+    def choose(self, args: Sequence[Any], requested: str = "") -> Backend:
         """The backend that runs these arguments; a requested one raises ``NotImplementedError`` if it cannot."""
         if requested:
             reason = self.why_not(requested, args)
@@ -207,10 +211,12 @@ class Op:
         return self.fake(*args[:-1])
 
     def _forward(self, *args: Any) -> Any:
-        return self.choose(args[:-1], args[-1]).forward(*args[:-1])
+        *given, backend = args
+        return self.choose(given, backend).forward(*given)
 
     def _backward(self, *args: Any) -> Any:
-        return self.choose(self.forward_args(args[:-1], self._arity), args[-1]).backward(*args[:-1])
+        *given, backend = args
+        return self.choose(self.forward_args(given, self._arity), backend).backward(*given)
 
     def _autograd(self, *args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
@@ -236,6 +242,10 @@ class Op:
         grads = self.derive(grad, *saved[:count], *ctx.rest, *saved[count:], wanted, ctx.backend)
         return (*(g if want else None for g, want in zip(grads, wanted)), *[None] * (self._arity - count))
 
+    def within(self, *args: Any) -> Any:
+        """The forward op, called by a kernel of another one."""
+        return (self._forward if self._direct(args) else self.forward_op)(*args)
+
     def derive(self, *args: Any) -> Any:
         """The backward op."""
         if not self._direct(args):
@@ -244,13 +254,13 @@ class Op:
             return self._backward(*args)
 
 
-def _autograd_function(op: Op) -> Any:
+def _autograd_function(op: Op, run: Callable[..., Any]) -> Any:
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             ctx.backend = args[-1]
             with torch._C._AutoDispatchBelowAutograd():
-                result = op._forward(*args) if op._direct(args) else op.forward_op(*args)
+                result = run(*args)
             op.save(ctx, args[:-1], result)
             if not isinstance(result, Tensor):
                 ctx.mark_non_differentiable(*result[1:])

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -91,9 +92,8 @@ def run(plan: Callable[..., Any], tensors: Sequence[Tensor | None], options: tup
     ``torch.device("meta")``. Memory that it makes by ``torch.empty`` is made anew at each call. ``options`` can be hashed.
     """
     first: Tensor = tensors[0]  # type: ignore[assignment]
-    device = first.get_device()
-    key: list[Any] = [plan, options, device, dot_precision(first.dtype)]
-    pointers = []
+    device, pointers = first.get_device(), []
+    key: list[Any] = [plan, options, device, first.dtype is torch.float32 and dot_precision(torch.float32)]
     for x in tensors:
         if x is None:
             pointers.append(0)
@@ -106,22 +106,25 @@ def run(plan: Callable[..., Any], tensors: Sequence[Tensor | None], options: tup
     planned = PLANNED.get(known)
     if planned is None:
         planned = _first(known, plan, tensors, options)
-    memory = [torch.empty(shape, dtype=dtype, device=first.device) for shape, dtype in planned.memory]
+    memory: list[Tensor] = []
+    if planned.memory:
+        memory = [torch.empty(shape, dtype=dtype, device=first.device) for shape, dtype in planned.memory]
     if planned.steps is None or _special():
         _compile(planned, (*tensors, *memory), device)
     else:
-        pointers += [x.data_ptr() for x in memory]
-        current = driver.active.get_current_device()
+        for x in memory:
+            pointers.append(x.data_ptr())
+        active = driver.active
+        current = active.get_current_device()
         if device != current and device >= 0:
             with torch.cuda.device(device):
-                _call(planned.steps, pointers, device)
+                _call(planned.steps, pointers, active.get_current_stream(device))
         else:
-            _call(planned.steps, pointers, current)
-    return [None if i is None else memory[i] for i in planned.returned]
+            _call(planned.steps, pointers, active.get_current_stream(current))
+    return [None if i is None else memory[i] for i in planned.returned] if planned.returned else ()
 
 
-def _call(steps: list[Step], pointers: list[int], device: int) -> None:
-    stream = driver.active.get_current_stream(device)
+def _call(steps: list[Step], pointers: list[int], stream: int) -> None:
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     hooked = getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
     for kernel, programs, template, slots in steps:
@@ -135,14 +138,10 @@ def _call(steps: list[Step], pointers: list[int], device: int) -> None:
             kernel.run(programs, 1, 1, stream, kernel.function, kernel.packed_metadata, None, None, None, *values)
 
 
-def _special() -> bool:
+def _special() -> Any:
     """Whether Triton would compile otherwise than usual now."""
     runtime = knobs.runtime
-    return bool(
-        runtime.debug
-        or knobs.compilation.instrumentation_mode
-        or getattr(runtime, "add_stages_inspection_hook", None) is not None
-    )
+    return runtime.debug or knobs.compilation.instrumentation_mode or getattr(runtime, "add_stages_inspection_hook", None)
 
 
 def _first(
@@ -150,13 +149,16 @@ def _first(
 ) -> Planned:
     """Asks the plan of a call that has no like among those before; it sees shapes, strides and dtypes alone."""
     likes = [None if x is None else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") for x in tensors]
-    result = plan(*likes, *options)
+    with _NothingComputed() as watch:
+        result = plan(*likes, *options)
     found, *returned = result if isinstance(result, tuple) else (result,)
     launches = [found] if isinstance(found, Launch) else found
     where = {_storage(x): i for i, x in enumerate(likes) if x is not None}
     memory = []
     for x in (*returned, *(x for launch in launches for x in launch.args.values() if isinstance(x, Tensor))):
         if x is not None and _storage(x) not in where:
+            if _storage(x) in map(_storage, watch.computed):
+                raise ValueError(f"{plan} computes a tensor, which would be kept for other calls: compute it before")
             where[_storage(x)] = len(tensors) + len(memory)
             whole = x.is_contiguous() and x.untyped_storage().nbytes() == x.numel() * x.itemsize
             memory.append((tuple(x.shape) if whole else (x.untyped_storage().nbytes() // x.itemsize,), x.dtype))
@@ -169,6 +171,20 @@ def _first(
         PLANNED.clear()
     PLANNED[key] = planned
     return planned
+
+
+class _NothingComputed(TorchDispatchMode):
+    """Watches a plan: memory that it makes must be as ``torch.empty`` leaves it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if "empty" not in func._schema.name and not func.is_view:
+            self.computed += [x for x in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(x, Tensor)]
+        return result
 
 
 def _storage(x: Tensor) -> int:

@@ -230,15 +230,15 @@ def _convolve(
     prefix_mode: str, dilation: int, activation: str = "", gradient: bool = False, turned: bool = False,
 ) -> Tensor:  # fmt: skip
     if out.numel() > 0:
-        weight = weight.movedim(0, -1).contiguous().movedim(-1, 0)  # channels innermost, as in x
-        options = (height, width, prefix, prefix_mode, dilation, activation, gradient, turned)
-        run(_plan, (x, weight, bias, extra, out), options)
+        taps = weight.flatten(1).t().contiguous()  # [taps, C]: channels innermost, as in x
+        options = (weight.shape[1:], height, width, prefix, prefix_mode, dilation, activation, gradient, turned)
+        run(_plan, (x, taps, bias, extra, out), options)
     return out
 
 
-def _plan(x: Tensor, weight: Tensor, bias: Any, extra: Any, out: Tensor, *options: Any) -> Launch:
+def _plan(x: Tensor, taps: Tensor, bias: Any, extra: Any, out: Tensor, kernel: Any, *options: Any) -> Launch:
     *most, gradient, turned = options
-    return plan(x, weight, bias, out, *most, extra, gradient, turned)
+    return plan(x, taps.t().unflatten(1, kernel), bias, out, *most, extra, gradient, turned)
 
 
 def _sum_products(
