@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from ..base import memory_order
 from ..products import viewable
 from ..triton_activations import activate
-from ..triton_common import Entry, Launch, cdiv, dots_in_fp32, pow2, run
+from ..triton_common import Entry, Launch, cdiv, dots_in_fp32, pow2
+from ..triton_launch import run
 from . import blocks
 
 WIDEST = 256  # bottleneck of a tile
@@ -104,16 +106,26 @@ def forward(x: Tensor, down_weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]
     """``[..., C]`` -> the same and ``[..., R]``: one kernel in 16 bits while the bottleneck fits into a tile, else PyTorch's
     products.
     """
-    order = (*memory_order(x), x.dim() - 1)
-    if x.element_size() > 2 or down_weight.shape[0] > WIDEST or x.numel() == 0 or not viewable(x.permute(order)):
+    if x.itemsize > 2 or down_weight.shape[0] > WIDEST or x.numel() == 0 or not _viewable(x.shape, x.stride()):
         return blocks.forward(x, down_weight, *rest)
-    *options, keep = rest
+    *parameters, eps, activation, scale, residual, keep = rest
     out, kept = blocks.empty_output(x, down_weight, keep)
-    flat, into, hidden = (
-        t.permute(order).reshape(-1, t.shape[-1]) if t.dim() == x.dim() else None for t in (x, out, kept)
-    )
-    run([plan(flat, into, hidden, down_weight, *options)], x.device)  # type: ignore[arg-type]
+    run(_plan, (x, down_weight, *parameters, out, kept if keep else None), (eps, activation, scale, residual))
     return out, kept
+
+
+@lru_cache(1024)
+def _viewable(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether x is rows ``[M, C]``."""
+    x = torch.empty_strided(shape, stride, device="meta")
+    return viewable(x.permute(*memory_order(x), x.dim() - 1))
+
+
+def _plan(x: Tensor, *rest: Any) -> Launch:
+    *parameters, out, kept, eps, activation, scale, residual = rest
+    order = (*memory_order(x), x.dim() - 1)
+    flat, into, hidden = (None if t is None else t.permute(order).reshape(-1, t.shape[-1]) for t in (x, out, kept))
+    return plan(flat, into, hidden, *parameters, eps, activation, scale, residual)  # type: ignore[arg-type]
 
 
 backward = blocks.backward

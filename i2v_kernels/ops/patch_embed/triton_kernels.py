@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import Entry, Launch, cdiv, dots_in_fp32, run
+from ..triton_common import Entry, Launch, cdiv, dots_in_fp32
+from ..triton_launch import run
 from . import blocks
 from .fold import centre, fold
 
@@ -74,7 +76,7 @@ def patch_rows_kernel(
     tl.store(p_rows, b_x.to(rows.dtype.element_ty), mask=(o_m < M)[:, None] & (o_k < K)[None, :])
 
 
-def _arguments(frames: Tensor, centre: list[int], height: int, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _arguments(frames: Tensor, centre: Sequence[int], height: int, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What both kernels are told of frames and patches."""
     s_b, s_t, s_h, s_w, _ = frames.stride()
     args = {
@@ -86,7 +88,7 @@ def _arguments(frames: Tensor, centre: list[int], height: int, width: int) -> tu
 
 
 def plan_forward(
-    frames: Tensor, matrix: Tensor, vector: Tensor, out: Tensor, centre: list[int], height: int, width: int
+    frames: Tensor, matrix: Tensor, vector: Tensor, out: Tensor, centre: Sequence[int], height: int, width: int
 ) -> Launch:
     rows, channels = out.shape[:3].numel(), out.shape[3]
     args, constexprs = _arguments(frames, centre, height, width)
@@ -101,7 +103,7 @@ def plan_forward(
     )
 
 
-def plan_rows(frames: Tensor, centre: list[int], height: int, width: int, first: int, rows: Tensor) -> Launch:
+def plan_rows(frames: Tensor, centre: Sequence[int], height: int, width: int, first: int, rows: Tensor) -> Launch:
     args, constexprs = _arguments(frames, centre, height, width)
     programs = cdiv(rows.shape[0], 32) * cdiv(rows.shape[1], 128)
     return Launch(
@@ -112,8 +114,12 @@ def plan_rows(frames: Tensor, centre: list[int], height: int, width: int, first:
     )
 
 
-def patch_rows(frames: Tensor, centre: list[int], height: int, width: int, first: int, rows: Tensor) -> None:
-    run([plan_rows(frames, centre, height, width, first, rows)], frames.device)
+def patch_rows(frames: Tensor, centre: Sequence[int], height: int, width: int, first: int, rows: Tensor) -> None:
+    run(_plan_rows, (frames, rows), (tuple(centre), height, width, first))
+
+
+def _plan_rows(frames: Tensor, rows: Tensor, *options: Any) -> Launch:
+    return plan_rows(frames, *options, rows)
 
 
 def forward(frames: Tensor, weight: Tensor, bias: Tensor | None, mean: list[float], std: list[float]) -> Tensor:
@@ -123,7 +129,7 @@ def forward(frames: Tensor, weight: Tensor, bias: Tensor | None, mean: list[floa
     out = blocks.empty_output(frames, weight)
     if out.numel():
         matrix, vector = fold(weight, bias, mean, std, DEPTH)
-        run([plan_forward(frames, matrix, vector, out, centre(mean), *weight.shape[2:])], frames.device)
+        run(plan_forward, (frames, matrix, vector, out), (tuple(centre(mean)), *weight.shape[2:]))
     return out
 
 

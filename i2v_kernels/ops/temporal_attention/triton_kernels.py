@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..token_shift import triton_kernels as token_shift
-from ..triton_common import Entry, Launch, run
+from ..triton_common import Entry, Launch
+from ..triton_launch import run
 from . import reference
 from .packing import empty_grads, empty_output, unpacked
 from .triton_long import plan_long_backward
@@ -217,6 +218,17 @@ def plan_backward(
     return [Launch(temporal_attention_backward_kernel, shares * heads, args, constexprs, tile.threads)], bias_sums
 
 
+def _plan(q: Tensor, k: Any, v: Any, bias: Any, mask: Any, out: Tensor, lse: Tensor | None, *options: Any) -> Launch:
+    return plan(*unpacked(q, k, v), Call(bias, mask, *options), out, lse)
+
+
+def _plan_backward(
+    grad: Tensor, q: Tensor, k: Any, v: Any, bias: Any, mask: Any, dq: Tensor, dk: Tensor, dv: Tensor, *options: Any
+) -> tuple[list[Launch], Tensor | None]:
+    *rest, bias_grad = options
+    return plan_backward(grad, *unpacked(q, k, v), Call(bias, mask, *rest), dq, dk, dv, bias_grad)
+
+
 def forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, offsets: Sequence[int] | None,
     scale: float, left: int, right: int, want_lse: bool,
@@ -224,8 +236,8 @@ def forward(
     """``[B, T, N, H, D]`` -> the same and ``[B, T, N, H]``."""
     out, lse = empty_output(q, want_lse)
     if out.numel() > 0:
-        call = Call(bias, mask, offsets, scale, left, right)
-        run([plan(*unpacked(q, k, v), call, out, lse if want_lse else None)], q.device)
+        options = (None if offsets is None else tuple(offsets), scale, left, right)
+        run(_plan, (q, k, v, bias, mask, out, lse if want_lse else None), options)
     elif out.shape[-1] == 0:
         return reference.forward(q, k, v, bias, mask, offsets, scale, left, right, want_lse)
     return out, lse
@@ -241,9 +253,8 @@ def backward(
         return dq, dk.zero_(), dv.zero_(), dbias.zero_()
     into_q, into_k, into_v = unpacked(dq, dk, dv)
     seen = (into_k, into_v) if offsets is None else (torch.empty_like(into_k), torch.empty_like(into_v))
-    call = Call(bias, mask, offsets, scale, left, right)
-    launches, bias_sums = plan_backward(grad, *unpacked(q, k, v), call, into_q, *seen, bias_grad)
-    run(launches, q.device)
+    options = (None if offsets is None else tuple(offsets), scale, left, right, bias_grad)
+    (bias_sums,) = run(_plan_backward, (grad, q, k, v, bias, mask, into_q, *seen), options)
     if offsets is not None:
         for x, into in zip(seen, (into_k, into_v)):
             into.copy_(_to_frames(x, offsets))

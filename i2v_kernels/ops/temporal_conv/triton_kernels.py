@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..base import empty_dense_like
 from ..triton_activations import activate, activation_gradient
-from ..triton_common import Entry, Launch, cdiv, pow2, run
+from ..triton_common import Entry, Launch, cdiv, pow2
+from ..triton_launch import run
 from .gradients import gradients
 from .triton_tiles import strides, tile
 from .triton_weight_grad import plan_weight_grad
@@ -229,18 +230,25 @@ def _convolve(
     prefix_mode: str, dilation: int, activation: str = "", gradient: bool = False, turned: bool = False,
 ) -> Tensor:  # fmt: skip
     if out.numel() > 0:
-        grid = (height, width, prefix, prefix_mode, dilation)
-        run([plan(x, weight, bias, out, *grid, activation, extra, gradient, turned)], x.device)
+        taps = weight.flatten(1).t().contiguous()  # [taps, C]: channels innermost, as in x
+        options = (weight.shape[1:], height, width, prefix, prefix_mode, dilation, activation, gradient, turned)
+        run(_plan, (x, taps, bias, extra, out), options)
     return out
+
+
+def _plan(x: Tensor, taps: Tensor, bias: Any, extra: Any, out: Tensor, kernel: Any, *options: Any) -> Launch:
+    *most, gradient, turned = options
+    return plan(x, taps.t().unflatten(1, kernel), bias, out, *most, extra, gradient, turned)
 
 
 def _sum_products(
     grad: Tensor, x: Tensor, weight: Tensor, height: int, width: int, prefix: int, dilation: int
 ) -> tuple[Tensor, Tensor]:
-    launch, weight_sums, bias_sums = plan_weight_grad(grad, x, weight, height, width, prefix, dilation)
+    options = (height, width, prefix, dilation)
     if x.numel() == 0:
+        _, weight_sums, bias_sums = plan_weight_grad(grad, x, weight, *options)
         return weight_sums.zero_(), bias_sums.zero_()
-    run([launch], x.device)
+    weight_sums, bias_sums = run(plan_weight_grad, (grad, x, weight), options)  # type: ignore[assignment]
     return weight_sums, bias_sums
 
 

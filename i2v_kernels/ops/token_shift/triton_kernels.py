@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base import empty_dense_like
-from ..triton_common import Entry, Launch, cdiv, pow2, run
+from ..triton_common import Entry, Launch, cdiv, pow2
+from ..triton_launch import run
 
 TILE_BYTES = 8192  # four 16-byte loads for each of 128 threads
 WIDEST = 512  # channels of a tile
@@ -209,27 +210,21 @@ def plan_in_place(
     return Launch(token_shift_in_place_kernel, batch * tokens * cdiv(named, constexprs["BC"]), args, constexprs)
 
 
-def _shift(x: Tensor, *arguments: Any, adjoint: bool) -> Tensor:
+def _shift(planned: Any, x: Tensor, channels: Sequence[int], offsets: Sequence[int], *rest: Any) -> Tensor:
     out = empty_dense_like(x)
     if out.numel() > 0:
-        run([plan(x, out, *arguments, adjoint=adjoint)], x.device)
+        run(planned, (x, out), (tuple(channels), tuple(offsets), *rest))
     return out
 
 
-def forward(x: Tensor, *arguments: Any) -> Tensor:
-    """``[B, T, N, C]`` -> the same, shifted."""
-    return _shift(x, *arguments, adjoint=False)
+forward = partial(_shift, partial(plan, adjoint=False))  # [B, T, N, C] -> the same, shifted
+backward = partial(_shift, partial(plan, adjoint=True))  # its adjoint
 
 
-def backward(grad: Tensor, *arguments: Any) -> Tensor:
-    """The adjoint of ``forward``."""
-    return _shift(grad, *arguments, adjoint=True)
-
-
-def shift_in_place(x: Tensor, *arguments: Any) -> None:
+def shift_in_place(x: Tensor, channels: Sequence[int], offsets: Sequence[int], *rest: Any) -> None:
     """``token_shift_``."""
-    launches = [plan_in_place(x, *arguments)] if x.numel() > 0 else []
-    run([launch for launch in launches if launch.programs > 0], x.device)
+    if x.numel() > 0:
+        run(plan_in_place, (x,), (tuple(channels), tuple(offsets), *rest))
 
 
 def _aot(padding: str, adjoint: bool, width: int = 768, count: int = 96, step: int = 1, residual: bool = False) -> Entry:
