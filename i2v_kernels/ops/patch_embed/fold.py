@@ -7,22 +7,24 @@ is at most 1/512: measured from m, nothing large is left that bias and product w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..base import accumulate_dtype, empty_dense_like
 
 
-def centre(mean: list[float]) -> list[int]:
+def centre(mean: Sequence[float]) -> list[int]:
     """m: what pixels are measured from, itself a pixel value."""
     return [min(max(round(255 * value), 0), 255) for value in mean]
 
 
-def scales(std: list[float]) -> list[float]:
+def scales(std: Sequence[float]) -> list[float]:
     return [256 / (255 * value) for value in std]
 
 
-def rests(mean: list[float]) -> list[float]:
+def rests(mean: Sequence[float]) -> list[float]:
     """r."""
     return [(m - 255 * value) / 256 for m, value in zip(centre(mean), mean)]
 
