@@ -66,7 +66,7 @@ def compile_all(index):
         )
         for name in DTYPES[dtype]:
             backend, arch, lanes, _ = TARGETS[name]
-            options = {"num_warps": launch.threads // lanes, "num_stages": launch.stages, **launch.options}
+            options = {"num_warps": max(launch.threads // lanes, 1), "num_stages": launch.stages, **launch.options}
             compiled = triton.compile(source, target=GPUTarget(backend, arch, lanes), options=options)
             key = f"{entry.name} | {str(dtype).removeprefix('torch.')} | {name}"
             facts[key] = {
