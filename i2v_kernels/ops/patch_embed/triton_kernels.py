@@ -163,9 +163,8 @@ def plan_fold(
 ) -> Launch:  # fmt: skip
     args, constexprs = _weights(weight, mean, std)
     args |= {"weight": weight, "bias": bias, "matrix": matrix, "vector": vector, "centres": centres}
-    return Launch(
-        fold_kernel, len(weight), args | _colours("c", centre(mean)), {**constexprs, "KP": matrix.shape[1]}
-    )
+    args |= _colours("c", centre(mean))
+    return Launch(fold_kernel, len(weight), args, {**constexprs, "KP": matrix.shape[1]})
 
 
 def plan_unfold(product: Tensor, sums: Tensor, grad: Tensor, mean: list[float], std: list[float]) -> Launch:

@@ -47,7 +47,7 @@ def _sources(i_t, b_offset, T, PADDING: tl.constexpr):
 
 @triton.jit
 def _places(o_n, o_c, i_b, s_b, s_n, UNIT: tl.constexpr):
-    """Offsets ``[BN, BC]`` of frame 0 of clip i_b. Strides are counted in UNITs, so that the compiler sees what divides them."""
+    """Offsets ``[BN, BC]`` of frame 0 of clip i_b. Strides count UNITs, so that the compiler sees what divides them."""
     return i_b * s_b * UNIT + (o_n.to(tl.int64) * s_n * UNIT)[:, None] + o_c[None, :]
 
 
