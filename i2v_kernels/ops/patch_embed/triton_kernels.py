@@ -151,7 +151,7 @@ def _colours(name: str, values: Sequence[float]) -> dict[str, float]:
 
 def _weights(weight: Tensor, mean: list[float], std: list[float]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What kernels are told of the weight, or of its gradient."""
-    args = dict(zip(("s_c", "s_d", "s_y", "s_x"), weight.stride()))
+    args: dict[str, Any] = dict(zip(("s_c", "s_d", "s_y", "s_x"), weight.stride()))
     args |= _colours("w", scales(std)) | _colours("r", rests(mean))
     height, width = weight.shape[2:]
     return args, {"PH": height, "PW": width, "BK": min(pow2(height * width * 3), LONGEST)}

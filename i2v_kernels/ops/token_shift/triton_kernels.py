@@ -223,7 +223,7 @@ def plan(
     constexprs["BN"], constexprs["BC"] = tile(tokens, width, x.element_size())
     strides, unit = _strides(("x", x), ("y", y))
     constexprs |= {"C": width, "UNIT": unit}
-    args = {"x": x, "y": y, "T": frames, "N": tokens, "start": start, "stop": stop, "step": step, **strides}
+    args: dict[str, Any] = {"x": x, "y": y, "T": frames, "N": tokens, "start": start, "stop": stop, "step": step, **strides}
     programs = batch * frames * cdiv(tokens, constexprs["BN"]) * cdiv(width, constexprs["BC"])
     return Launch(kernel, programs, args, constexprs)
 
@@ -238,7 +238,7 @@ def plan_in_place(
     constexprs = _groups(channels, offsets, padding, frames)
     constexprs |= {"PADDING": padding, "BT": pow2(frames), "BC": min(pow2(named), widest)}
     strides, constexprs["UNIT"] = _strides(("x", x))
-    args = {"x": x, "T": frames, "tokens": tokens, "start": start, "step": step, **strides}
+    args: dict[str, Any] = {"x": x, "T": frames, "tokens": tokens, "start": start, "step": step, **strides}
     return Launch(token_shift_in_place_kernel, batch * tokens * cdiv(named, constexprs["BC"]), args, constexprs)
 
 
