@@ -142,7 +142,7 @@ def plan(
     first, second = parts(width)
     # as many rows as registers hold: weights are read from the second-level cache once for each tile
     tile, block = (128, 64) if first + second <= 128 else (128, 32) if first + second <= 192 else (64, 64)
-    args = {
+    args: dict[str, Any] = {
         "x": x, "y": out, "h": kept, "down": down_weight, "down_bias": down_bias, "up": up_weight, "up_bias": up_bias,
         "norm": norm_weight, "norm_bias": norm_bias, "M": rows, "n_c": cdiv(channels, block),
         "s_x": x.stride(0), "s_y": out.stride(0), "s_h": 0 if kept is None else kept.stride(0),

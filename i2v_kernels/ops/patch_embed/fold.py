@@ -29,19 +29,16 @@ def rests(mean: Sequence[float]) -> list[float]:
     return [(m - 255 * value) / 256 for m, value in zip(centre(mean), mean)]
 
 
-def fold(
-    weight: Tensor, bias: Tensor | None, mean: list[float], std: list[float], multiple: int = 1
-) -> tuple[Tensor, Tensor]:
+def fold(weight: Tensor, bias: Tensor | None, mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:
     """``[C, 3, ph, pw]`` and ``[C]`` -> w' in the order of the frames, ``[C, ph * pw * 3]``, and the bias in the dtype of sums.
 
-    The bias makes up for r by w' as it is rounded. Rows of w' are filled up to a ``multiple`` with zeros.
+    The bias makes up for r by w' as it is rounded.
     """
     channels, _, height, width = weight.shape
     wide, size = accumulate_dtype(weight.dtype), height * width * 3
     scaled = (weight.to(wide) * _numbers(scales(std), weight)[:, None, None]).to(weight.dtype)
-    make = torch.zeros if size % multiple else torch.empty
-    matrix = make(channels, -(-size // multiple) * multiple, dtype=weight.dtype, device=weight.device)
-    matrix[:, :size].unflatten(1, (height, width, 3)).copy_(scaled.permute(0, 2, 3, 1))
+    matrix = torch.empty(channels, size, dtype=weight.dtype, device=weight.device)
+    matrix.unflatten(1, (height, width, 3)).copy_(scaled.permute(0, 2, 3, 1))
     shift = (scaled.to(wide).sum((2, 3)) * _numbers(rests(mean), weight)).sum(1)
     return matrix, shift if bias is None else shift + bias
 

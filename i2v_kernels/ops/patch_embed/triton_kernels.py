@@ -152,7 +152,7 @@ def _colours(name: str, values: Sequence[float]) -> dict[str, float]:
 
 def _weights(weight: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What kernels are told of the weight, or of its gradient."""
-    args = dict(zip(("s_c", "s_d", "s_y", "s_x"), weight.stride()))
+    args: dict[str, Any] = dict(zip(("s_c", "s_d", "s_y", "s_x"), weight.stride()))
     args |= _colours("w", scales(std)) | _colours("r", rests(mean))
     height, width = weight.shape[2:]
     return args, {"PH": height, "PW": width, "BK": min(pow2(height * width * 3), LONGEST)}
@@ -164,9 +164,8 @@ def plan_fold(
 ) -> Launch:  # fmt: skip
     args, constexprs = _weights(weight, mean, std)
     args |= {"weight": weight, "bias": bias, "matrix": matrix, "vector": vector, "centres": centres}
-    return Launch(
-        fold_kernel, len(weight), args | _colours("c", centre(mean)), {**constexprs, "KP": matrix.shape[1]}
-    )
+    args |= _colours("c", centre(mean))
+    return Launch(fold_kernel, len(weight), args, {**constexprs, "KP": matrix.shape[1]})
 
 
 def plan_unfold(product: Tensor, sums: Tensor, grad: Tensor, mean: Sequence[float], std: Sequence[float]) -> Launch:

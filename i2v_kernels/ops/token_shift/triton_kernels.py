@@ -48,7 +48,7 @@ def _sources(i_t, b_offset, T, PADDING: tl.constexpr):
 
 @triton.jit
 def _places(o_n, o_c, i_b, s_b, s_n, UNIT: tl.constexpr):
-    """Offsets ``[BN, BC]`` of frame 0 of clip i_b. Strides are counted in UNITs, so that the compiler sees what divides them."""
+    """Offsets ``[BN, BC]`` of frame 0 of clip i_b. Strides count UNITs, so that the compiler sees what divides them."""
     return i_b * s_b * UNIT + (o_n.to(tl.int64) * s_n * UNIT)[:, None] + o_c[None, :]
 
 
@@ -224,7 +224,7 @@ def plan(
     constexprs["BN"], constexprs["BC"] = tile(tokens, width, x.element_size())
     strides, unit = _strides(("x", x), ("y", y))
     constexprs |= {"C": width, "UNIT": unit}
-    args = {"x": x, "y": y, "T": frames, "N": tokens, "start": start, "stop": stop, "step": step, **strides}
+    args: dict[str, Any] = {"x": x, "y": y, "T": frames, "N": tokens, "start": start, "stop": stop, "step": step, **strides}
     programs = batch * frames * cdiv(tokens, constexprs["BN"]) * cdiv(width, constexprs["BC"])
     return Launch(kernel, programs, args, constexprs)
 
@@ -239,7 +239,7 @@ def plan_in_place(
     constexprs = _groups(channels, offsets, padding, frames)
     constexprs |= {"PADDING": padding, "BT": pow2(frames), "BC": min(pow2(named), widest)}
     strides, constexprs["UNIT"] = _strides(("x", x))
-    args = {"x": x, "T": frames, "tokens": tokens, "start": start, "step": step, **strides}
+    args: dict[str, Any] = {"x": x, "T": frames, "tokens": tokens, "start": start, "step": step, **strides}
     return Launch(token_shift_in_place_kernel, batch * tokens * cdiv(named, constexprs["BC"]), args, constexprs)
 
 
