@@ -241,7 +241,7 @@ def read(wanted: Sequence[Job], with_code: bool = True, processes: int = 2) -> I
     if batches:
         with (
             tempfile.TemporaryDirectory() as scratch,
-            ProcessPoolExecutor(processes, get_context("spawn"), _prepare, (scratch,)) as pool,
+            ProcessPoolExecutor(processes, get_context("spawn"), prepare, (scratch,)) as pool,
         ):
             for _ in pool.map(make, batches):
                 pass
@@ -253,5 +253,5 @@ def read(wanted: Sequence[Job], with_code: bool = True, processes: int = 2) -> I
         yield job, launches[job], result
 
 
-def _prepare(scratch: str) -> None:
+def prepare(scratch: str) -> None:
     os.environ["TRITON_CACHE_DIR"] = scratch  # Triton's own cache would keep every stage of every kernel

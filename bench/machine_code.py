@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "ops" / "aot_golden.json"
 PREDICTIONS = ROOT / "bench" / "predictions.json"
 MODELLED = "sm_90"
-MODEL = 1  # to be raised when bench/sm.py or what is made of it here changes: predictions are kept too
+MODEL = 2  # to be raised when bench/sm.py or what is made of it here changes: predictions are kept too
 COMPARED = (
     "instructions", "executed", "barriers", "registers", "spilled", "shared", "resident", "vector loads", "narrow loads",
     "vector stores", "narrow stores", "matrix instructions", "loops", "headroom", "share",
@@ -100,6 +100,8 @@ def row(job: Job, launch: Any, code: Compiled, with_model: bool) -> dict[str, An
         return facts
     path = executed(launch, code)
     facts["executed"] = path and len(path)
+    if path is None:
+        facts["bodies"] = [i + 1 - code.code[i].target for i in sass.loops(code.code)]
     if job.target == MODELLED:
         found = model(launch, code)
         facts |= {name: found and round(found[name], 2) for name in ("headroom", "share")}
@@ -166,7 +168,8 @@ def line(key: str, facts: dict[str, Any]) -> str:
         f"{facts['spilled']:>8}{facts['shared']:>8}{facts['resident']:>9}{loads:>14}{stores:>8}{matrix:>7}"
     )
     if facts.get("executed", 0) is None:
-        return f"{text}  loops: {facts['loops']} found, not counted"
+        bodies = ", ".join(map(str, facts["bodies"]))
+        return f"{text}  loops: {facts['loops']} found, of {bodies} instructions (Launch.loops)"
     if facts.get("headroom") is not None:
         text += f"{facts['headroom']:>9.2f}{facts['share']:>6.2f}"
     return text

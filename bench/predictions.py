@@ -221,7 +221,7 @@ def write(path: Path, ops: Sequence[str], processes: int) -> list[dict[str, Any]
         jobs = [(info.name, i) for info in OPINFOS for i in range(len(info.models(1))) if not ops or info.name in ops]
     with (
         tempfile.TemporaryDirectory() as scratch,
-        ProcessPoolExecutor(processes, get_context("spawn"), aot._prepare, (scratch,)) as pool,
+        ProcessPoolExecutor(processes, get_context("spawn"), aot.prepare, (scratch,)) as pool,
     ):
         rows = [row for part in pool.map(_predict, jobs) for row in part]
     about = "Estimates for an H100 from machine code, uncalibrated; keys: bench/predictions.py"

@@ -179,8 +179,10 @@ def walk(code: Sequence[Instruction], counts: Sequence[int]) -> list[int]:
     while i < len(code):
         instruction = code[i]
         path.append(i)
-        if instruction.base in ("EXIT", "s_endpgm") and (not instruction.guarded or _rest_is_rare(code, i)):
-            break
+        if instruction.base in ("EXIT", "s_endpgm"):
+            last_time = i + 1 in back and left.get(i + 1, back[i + 1]) <= 1  # a loop that the program ends in
+            if not instruction.guarded or last_time or _rest_is_rare(code, i):
+                break
         if i in back:
             left[i] = left.get(i, back[i]) - 1
             if left[i] > 0:

@@ -87,6 +87,11 @@ def test_loops_are_counted():
         sass.walk(code, (3,))
 
 
+def test_a_program_may_end_in_a_loop():
+    code = [instruction("FADD"), instruction("EXIT", guarded=True), branch(0, guarded=False)]
+    assert sass.walk(code, (2,)) == [0, 1, 2, 0, 1]
+
+
 def test_a_branch_over_a_loop_is_taken_if_it_does_not_run():
     code = [branch(3), instruction("FADD"), branch(1), EXIT]
     assert sass.walk(code, (2,)) == [0, 1, 2, 1, 2, 3]
