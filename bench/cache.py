@@ -1,6 +1,6 @@
 """What is expensive to make and depends on nothing but its inputs is kept outside the clone, named by a hash of these.
 
-The folder is ``$I2V_KERNELS_CACHE``, else ``i2v-kernels`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. It may be deleted at any time.
+The folder is ``$I2V_KERNELS_CACHE``, else ``i2v-kernels`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. It may be deleted.
 """
 
 from __future__ import annotations

@@ -23,7 +23,11 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch; ``args`` by the kernel's names. ``None`` and the int 1 become constants, as in Triton."""
+    """One kernel launch; ``args`` by the kernel's names. ``None`` and the int 1 become constants, as in Triton.
+
+    ``loops``: how often a program goes through each loop that the compiler leaves, in order of their ends in the code, an inner
+    loop each time that it is entered; 0: not at all (the path for NaN), zeros alone: through none. For those who read the code.
+    """
 
     kernel: Any
     programs: int
@@ -32,6 +36,7 @@ class Launch:
     threads: int = 128
     stages: int = 1
     options: dict[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})
+    loops: tuple[int, ...] = ()
 
     def run(self) -> Any:
         """The compiled kernel, or None in the interpreter."""
