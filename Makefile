@@ -40,9 +40,11 @@ bench: $(VENV)/.extension  ## every op beside its peers
 docs: $(VENV)/.dependencies  ## the pages of docs/ as a site, in build/site
 	$(RUN) -m mkdocs build --strict --site-dir build/site
 
-# On a machine with an NVIDIA card, without a network: its own Python holds torch and triton.
+# On a machine with an NVIDIA card, without a network: its own Python holds torch and triton. See bench/gpu/README.md.
+OUT ?= build/gpu-results
+BUDGET ?= 420
 gpu:
-	$(PYTHON) -m bench.gpu
+	$(PYTHON) -m bench.gpu --out "$(OUT)" --budget $(BUDGET) $(if $(RESUME),--resume "$(RESUME)") $(if $(COMMIT),--commit $(COMMIT))
 
 clean:
 	rm -rf $(VENV) build runs i2v_kernels.egg-info i2v_kernels/_C*.so

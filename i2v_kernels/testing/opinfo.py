@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 _drawing_later = False
 
 
@@ -33,6 +32,8 @@ class Drawn:
         return prod(self.shape)
 
     def draw(self, dtype: torch.dtype, device: str | None) -> Tensor:
+        if device == "meta":  # its shape is wanted
+            return torch.empty(self.shape, dtype=torch.uint8 if self.pixels else dtype, device=device)
         generator = torch.Generator(device or "cpu").manual_seed(self.seed)
         if self.pixels:
             return torch.randint(0, 256, self.shape, dtype=torch.uint8, device=device, generator=generator)
@@ -42,8 +43,8 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Sample:
-    """Arguments of one call. Floating-point tensors are float64 on the CPU until ``to`` places them; those of a model's call are
-    ``Drawn`` until then.
+    """Arguments of one call. Floating-point tensors are float64 on the CPU until ``to`` places them; those of a model's call
+    are ``Drawn`` until then.
     """
 
     name: str
