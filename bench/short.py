@@ -121,14 +121,9 @@ def why_unfit(function: Callable[..., Tensor], sample: Sample, want: Tensor) -> 
             got = function(*sample.args, **sample.kwargs).double()
         wrong = ((got - want.double()).norm() / want.double().norm()).item()
     except Exception as error:
-        return reason(error)
+        return place.telling(error)
     fits = wrong <= 8 * torch.finfo(sample.dtype).eps
     return None if fits else f"differs from the definition by {wrong:.1e}"
-
-
-def reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:200]
 
 
 def clean() -> None:
@@ -192,7 +187,7 @@ class Bench:
                     try:
                         queues[name] = self.ready(launcher(function, samples, which))
                     except Exception as error:
-                        failed[name] = reason(error)
+                        failed[name] = place.telling(error)
                         clean()
             for name, (device, host) in self.rounds(queues).items():
                 timing, hosts = summary(device), summary(host)
@@ -298,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
                 torch.compiler.reset()
             bench.measure(info, number)
         except Exception as error:
-            broken.append(f"{info} call {number}: {reason(error)}")
+            broken.append(f"{info} call {number}: {place.telling(error)}")
             print(broken[-1], flush=True)
         clean()
     shown = table(bench.rows)

@@ -29,8 +29,8 @@ def all_at_once():
         return (out.mul_(1.01) if q.dtype == torch.float16 else out), lse
 
     def dies(old, grad, *args):
-        if grad.dtype == torch.float16:
-            os.abort()
+        if grad.dtype == torch.float16 and grad.shape == (2, 8, 5, 3, 16):
+            os._exit(66)
         return old(grad, *args)
 
     def wrong_when_large(old, x, *args):

@@ -16,7 +16,7 @@ import torch
 
 from i2v_kernels import _extension
 
-from . import short
+from . import measure, short
 from .gpu import __main__ as command
 from .gpu import place, probe, runner, sanitize, stages, tests
 
@@ -77,7 +77,9 @@ def test_a_stage_that_hangs_is_ended_with_its_children(run, tmp_path):
     assert run.run("hangs", 5, python(code)).result == "timed out"
     assert time.monotonic() - start < 30
     status = Path("/proc", file.read_text(), "status")
-    assert not status.exists() or "State:\tZ" in status.read_text()  # ended; nobody may have asked for its status yet
+    while status.exists() and "State:\tZ" not in status.read_text():  # ended, though nobody may have asked how
+        assert time.monotonic() - start < 50
+        time.sleep(0.1)
 
 
 def test_nothing_starts_after_the_deadline(run):
@@ -173,6 +175,52 @@ def test_predictions_are_found_by_call_pass_and_backend(tmp_path):
     file.write_text(json.dumps([row, {**row, "dtype": "float32", "share": 0.1}]))
     assert short.predictions(file, "bfloat16") == {("a", "s", "forward", "triton"): (0.9, 7)}
     assert short.predictions(tmp_path / "none", "bfloat16") == {}
+
+
+def test_a_launch_is_timed_only_once_it_has_waited_in_the_queue(monkeypatch):
+    """A device that runs as long as it was told to sleep, and a host that takes 30 ms to queue a launch."""
+    clock, asleep = [0.0], [0.0]  # seconds: the host's, and until when the device sleeps
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            self.at = max(clock[0], asleep[0])
+
+        def query(self):
+            return clock[0] >= self.at
+
+        def synchronize(self):
+            clock[0] = max(clock[0], self.at)
+
+        def elapsed_time(self, other):
+            return (other.at - self.at) * 1e3
+
+    def launch(i):
+        clock[0] += 0.03
+        asleep[0] = max(clock[0], asleep[0]) + 0.002
+
+    def sleep(cycles):
+        asleep[0] = clock[0] + cycles / 2e9
+
+    for name, fake in {"Event": Event, "synchronize": lambda: None, "_sleep": sleep}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    queue = measure.Queued(launch, "cuda")
+    queue.launches = 4
+    device, host = queue.once()
+    assert queue.waited and device == pytest.approx(2000) and host == pytest.approx(30_000)
+    queue.LONGEST = queue.cycles = 1000
+    device, _ = queue.once()
+    assert not queue.waited and device > 29_000  # what it would have said of the kernel
+
+
+def test_the_line_that_says_most():
+    lines = ["RuntimeError: CUDA error: an illegal memory access was encountered", "(originally from here)"]
+    assert place.telling(RuntimeError("\n".join(["At:", *lines]))).endswith("an illegal memory access was encountered")
+    assert place.telling(ValueError("at 3:4:\n  x = y\nincompatible shapes")) == "ValueError: incompatible shapes"
+    assert place.telling(KeyError()) == "KeyError: "
 
 
 def test_names_hopper_as_nvcc_does():

@@ -56,7 +56,7 @@ def sanitize(options: argparse.Namespace) -> int:
         try:
             why_not = run(info, backend, sample, dtype)
         except Exception as error:
-            failed.append(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            failed.append(f"{name}: {place.telling(error)}")
             print(failed[-1], flush=True)
             continue
         if why_not is None:
@@ -75,7 +75,7 @@ def profile(options: argparse.Namespace) -> int:
     for info, backend in place.pairs():
         if (info.name, backend) not in PROFILED:
             continue
-        call = place.models(info, 64)[0]
+        call = place.models(info, 1 if place.STUB else 64)[0]
         run(info, backend, call, torch.bfloat16)
         if not place.STUB:
             profiler.start()

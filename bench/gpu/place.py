@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def found(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
+
+
+# A CUDA context does not recover from these: whatever runs next in its process fails too
+STICKY = re.compile(
+    r"CUDA error|AcceleratorError|illegal memory access|launch failure|device-side assert|misaligned address"
+    r"|illegal instruction|CUDA_ERROR_(?!OUT_OF_MEMORY)|uncorrectable"
+)
+
+
+def telling(error: BaseException) -> str:
+    """Of an error's text the line that says most: the device's, or the first, or, of Triton's compiler, the last."""
+    lines = str(error).strip().splitlines() or [""]
+    of_device = next((line for line in lines if STICKY.search(line)), None)
+    line = of_device or (lines[-1] if lines[0].startswith("at ") else lines[0])
+    return f"{type(error).__name__}: {line.strip()}"[:240]
 
 
 def write_json(path: Path, value: object) -> None:

@@ -78,8 +78,7 @@ def row(name: str, file: Path, function: Callable[[str, str], dict[str, Any]]) -
         found = function(op, backend)
     except BaseException as error:
         traceback.print_exc()
-        lines = str(error).strip().splitlines() or [""]
-        found = {"result": "failed", "note": f"{type(error).__name__}: {lines[-1]}"[:300]}
+        found = {"result": "failed", "note": place.telling(error)}
     place.write_json(file, {"op": op, "backend": backend, "seconds": round(time.monotonic() - begun, 2), **found})
     return 0
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from typing import Any
 
@@ -14,11 +13,6 @@ import pytest
 
 from . import place
 
-# A CUDA context does not recover from these: whatever runs next in this process fails too
-STICKY = re.compile(
-    r"CUDA error|AcceleratorError|illegal memory access|launch failure|device-side assert|misaligned address"
-    r"|illegal instruction|CUDA_ERROR_(?!OUT_OF_MEMORY)|uncorrectable"
-)
 TEXT = 3000  # characters kept of a failure
 ALONE = ("test_more_than_65535_rows", "test_more_elements_than_32_bits_count")  # they need the card's memory
 COMPILED = ("test_opcheck_and_compile",)
@@ -100,7 +94,7 @@ class Plugin:
             except Exception as error:
                 failures.append(f"when the test was over: {type(error).__name__}: {error}")
             text = "\n".join(failures)
-            sticky = bool(STICKY.search(text))
+            sticky = bool(place.STICKY.search(text))
             skips = [r.longrepr for r in self.reports if r.skipped]
             reason = str(skips[0][2]).removeprefix("Skipped: ") if skips and isinstance(skips[0], tuple) else ""
             self.send(
