@@ -43,9 +43,11 @@ bench: $(VENV)/.extension  ## every op beside its peers
 docs: $(VENV)/.dependencies  ## the pages of docs/ as a site, in build/site
 	$(RUN) -m mkdocs build --strict --site-dir build/site
 
-# On a machine with an NVIDIA card, without a network: its own Python holds torch and triton.
+# On a machine with an NVIDIA card, without a network: its own Python holds torch and triton. See bench/gpu/README.md.
+OUT ?= build/gpu-results
+BUDGET ?= 420
 gpu:
-	$(PYTHON) -m bench.gpu
+	$(PYTHON) -m bench.gpu --out "$(OUT)" --budget $(BUDGET) $(if $(RESUME),--resume "$(RESUME)") $(if $(COMMIT),--commit $(COMMIT))
 
 # For a card with CUDA 13, Python 3.12 and torch 2.11: carry i2v_kernels/_C.cpython-312*.so there beside the sources.
 gpu-extension: $(OLDEST)/.dependencies

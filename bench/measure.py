@@ -78,16 +78,18 @@ def copy_ceiling(traffic: int, device: str, seconds: float = 1.0) -> float:
     """Bytes per second, read plus written, of a copy that moves as many: what a memory-bound op can reach. The size matters,
     since small tensors are copied within the caches.
     """
-    source = torch.ones(traffic // 2, dtype=torch.uint8, device=device)
+    source = torch.randint(0, 256, (traffic // 2,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     timing = interleaved({"copy": lambda: target.copy_(source)}, device, seconds)["copy"]
     return 2 * source.numel() / timing.median * 1e3
 
 
 def product_ceiling(dtype: torch.dtype, device: str, seconds: float = 1.0) -> float:
-    """Floating-point operations per second of a large product by the library: what an op made of products can reach."""
+    """Floating-point operations per second of a large product by the library: what an op made of products can reach. Of random
+    numbers: a GPU multiplies ones faster.
+    """
     rows, size = (4096, 1024) if device == "cpu" else (32768, 8192)
-    a, b = torch.ones(rows, size, dtype=dtype, device=device), torch.ones(size, size, dtype=dtype, device=device)
+    a, b = torch.randn(rows, size, dtype=dtype, device=device), torch.randn(size, size, dtype=dtype, device=device)
     out = torch.empty_like(a)
     timing = interleaved({"product": lambda: torch.mm(a, b, out=out)}, device, seconds)["product"]
     return 2 * rows * size * size / timing.median * 1e3
@@ -127,3 +129,43 @@ def _once_on_gpu(call: Callable[[], object], launches: int = 10) -> float:
     stop.record()
     stop.synchronize()
     return start.elapsed_time(stop) / launches
+
+
+class Queued:
+    """Times launches that wait in the device's queue until all of them are there, so that the host's share is not in their
+    time; that share is the time which queueing them took. ``call`` takes the number of the launch, to rotate its inputs.
+    """
+
+    LONGEST = 2_000_000_000  # cycles that the device may be kept asleep: about a second
+
+    def __init__(self, call: Callable[[int], object], device: str) -> None:
+        self.call, self.device = call, device
+        self.cycles, self.first, self.waited = 2_000_000, 0, True
+        self.launches = 1
+
+    def once(self) -> tuple[float, float]:
+        """Microseconds a launch: on the device, and on the host."""
+        if self.device != "cuda":
+            begun = time.perf_counter()
+            self._queue()
+            us = (time.perf_counter() - begun) / self.launches * 1e6
+            return us, us
+        while True:
+            torch.cuda.synchronize()
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda._sleep(self.cycles)
+            start.record()
+            begun = time.perf_counter()
+            self._queue()
+            host = time.perf_counter() - begun
+            self.waited = not start.query()  # the device still slept when the last launch was queued
+            stop.record()
+            stop.synchronize()
+            if self.waited or self.cycles >= self.LONGEST:
+                return start.elapsed_time(stop) * 1e3 / self.launches, host * 1e6 / self.launches
+            self.cycles = min(max(4 * self.cycles, int(4e9 * host)), self.LONGEST)
+
+    def _queue(self) -> None:
+        for _ in range(self.launches):
+            self.call(self.first)
+            self.first += 1

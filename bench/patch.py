@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torchvision
 import transformers
@@ -42,31 +42,42 @@ class Adapted(nn.Module):
         return self.block(self.adapter(x, FRAMES), *args, **kwargs)
 
 
-def timesformer(clips: int) -> tuple[nn.Module, Tensor]:
-    config = transformers.TimesformerConfig(num_frames=FRAMES)
-    return transformers.TimesformerModel(config), torch.randn(clips, FRAMES, 3, 224, 224)
+# Nothing is measured on so little: it shows that the bench runs
+TINY = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "image_size": 32}
 
 
-def xclip(clips: int) -> tuple[nn.Module, Tensor]:
-    config = transformers.XCLIPVisionConfig(patch_size=16, num_frames=FRAMES)
-    return transformers.XCLIPVisionModel(config), torch.randn(clips * FRAMES, 3, 224, 224)
+def timesformer(clips: int, tiny: bool) -> tuple[nn.Module, Tensor]:
+    config = transformers.TimesformerConfig(num_frames=FRAMES, **(TINY if tiny else {}))
+    return transformers.TimesformerModel(config), torch.randn(clips, FRAMES, 3, config.image_size, config.image_size)
 
 
-def adapted_vit(clips: int, kernel: tuple[int, int, int]) -> tuple[nn.Module, Tensor]:
+def xclip(clips: int, tiny: bool) -> tuple[nn.Module, Tensor]:
+    more = {**TINY, "mit_hidden_size": 64, "mit_intermediate_size": 64, "mit_num_attention_heads": 2} if tiny else {}
+    config = transformers.XCLIPVisionConfig(patch_size=16, num_frames=FRAMES, **more)
+    return transformers.XCLIPVisionModel(config), torch.randn(clips * FRAMES, 3, config.image_size, config.image_size)
+
+
+def adapted_vit(clips: int, tiny: bool, kernel: tuple[int, int, int]) -> tuple[nn.Module, Tensor]:
+    import open_clip  # the other models need none
+
+    if tiny:
+        raise ModuleNotFoundError("open_clip names no tiny model")
     model = open_clip.create_model("ViT-B-16").visual.requires_grad_(False)
     model.transformer.resblocks = nn.ModuleList(Adapted(block, kernel) for block in model.transformer.resblocks)
     return model, torch.randn(clips * FRAMES, 3, 224, 224)
 
 
-def tsm_resnet(clips: int) -> tuple[nn.Module, Tensor]:
-    model = torchvision.models.resnet50()
+def tsm_resnet(clips: int, tiny: bool) -> tuple[nn.Module, Tensor]:
+    resnet = torchvision.models.resnet
+    model = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1] if tiny else [3, 4, 6, 3])
     for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
         for block in layer:
             block.conv1 = TemporalShift(block.conv1, FRAMES)
-    return model, torch.randn(clips * FRAMES, 3, 224, 224)
+    side = 32 if tiny else 224
+    return model, torch.randn(clips * FRAMES, 3, side, side)
 
 
-MODELS: dict[str, Callable[[int], tuple[nn.Module, Tensor]]] = {
+MODELS: dict[str, Callable[[int, bool], tuple[nn.Module, Tensor]]] = {
     "transformers TimeSformer-B": timesformer,
     "transformers X-CLIP-B/16, vision": xclip,
     "open_clip ViT-B/16, ST-Adapter 3x1x1": partial(adapted_vit, kernel=(3, 1, 1)),
@@ -115,7 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, help="clips a call; 1 on a CPU, 16 on a GPU")
     parser.add_argument("--dtype", choices=list(DTYPES), action="append", help="only this dtype")
     parser.add_argument("--seconds", type=float, default=30.0, help="measuring time per model, dtype and mode")
-    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--tiny", action="store_true", help="models of one layer: to see that the bench runs")
+    parser.add_argument("--json", type=Path, help="write every figure here, after every model")
     options = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -125,37 +137,54 @@ def main(argv: list[str] | None = None) -> int:
     head = f"{'model':<38}{'dtype':<10}{'mode':<9}{'patched ms (20-80 %)':<24}{'plain ms':<10}"
     print(f"{head}{'times faster':<18}at most  peak MiB, plain")
     wide = device == "cuda" or torch.cpu._is_avx512_bf16_supported()  # elsewhere bfloat16 is emulated
-    rows = []
+    dtypes = options.dtype or ("float32", "bfloat16")[: 1 + wide]
+    rows: list[dict[str, Any]] = []
+    failed = 0
     for name in options.model or MODELS:
         torch.manual_seed(0)
-        plain, x = MODELS[name](clips)
-        plain, x = plain.to(device).eval(), x.to(device)
-        # With the same weights: where a copy of them came to lie would be measured too.
-        patched = copy.deepcopy(plain, {id(tensor): tensor for tensor in (*plain.parameters(), *plain.buffers())})
-        i2v.patch(patched)
-        for dtype in options.dtype or ("float32", "bfloat16")[: 1 + wide]:
-            for mode, run in (("forward", forward), ("step", step)):
-                for model in (plain, patched):
-                    model.train(mode == "step")
-                calls = {label: partial(run, m, x, DTYPES[dtype]) for label, m in (("plain", plain), ("patched", patched))}
-                times = rounds(calls, device, options.seconds, cold=True)
-                ms = {label: summary(each) for label, each in times.items()}
-                faster = summary([a / b for a, b in zip(times["plain"], times["patched"])])
-                bound = faster.median / dense_share(calls["patched"]) if device == "cpu" else None
-                peak = {label: memory.peak(call, device) for label, call in calls.items()}
-                rows.append({
-                    "model": name, "clips": clips, "dtype": dtype, "mode": mode, "rounds": len(times["plain"]),
-                    "faster": vars(faster), "at_most": bound, "peak_mib": peak,
-                    "ms": {label: vars(timing) for label, timing in ms.items()},
-                })  # fmt: skip
-                spread = f"{ms['patched'].median:.0f} ({ms['patched'].low:.0f}-{ms['patched'].high:.0f})"
-                ratio = f"{faster.median:.2f} ({faster.low:.2f}-{faster.high:.2f})"
-                limit = "" if bound is None else f"{bound:.2f}"
-                shown = f"{name:<38}{dtype:<10}{mode:<9}{spread:<24}{ms['plain'].median:<10.0f}{ratio:<18}{limit:<9}"
-                print(f"{shown}{peak['patched']:.0f}, {peak['plain']:.0f}", flush=True)
-    if options.json:
-        save(options.json, about, rows)
-    return 0
+        try:
+            plain, x = MODELS[name](clips, options.tiny)
+        except ModuleNotFoundError as error:
+            print(f"{name}: left out: {error}", flush=True)
+            continue
+        try:
+            rows += measure(name, plain.to(device).eval(), x.to(device), dtypes, options.seconds)
+        except Exception as error:  # the other models are measured all the same
+            if options.model:
+                raise
+            failed += 1
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+        if options.json:
+            save(options.json, about, rows)
+    return int(failed > 0)
+
+
+def measure(name: str, plain: nn.Module, x: Tensor, dtypes: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+    """One row per dtype and mode."""
+    device, clips, rows = x.device.type, len(x) // (FRAMES if x.dim() == 4 else 1), []
+    # With the same weights: where a copy of them came to lie would be measured too.
+    patched = copy.deepcopy(plain, {id(tensor): tensor for tensor in (*plain.parameters(), *plain.buffers())})
+    i2v.patch(patched)
+    for dtype, (mode, run) in itertools.product(dtypes, (("forward", forward), ("step", step))):
+        for model in (plain, patched):
+            model.train(mode == "step")
+        calls = {label: partial(run, m, x, DTYPES[dtype]) for label, m in (("plain", plain), ("patched", patched))}
+        times = rounds(calls, device, seconds, cold=True)
+        ms = {label: summary(each) for label, each in times.items()}
+        faster = summary([a / b for a, b in zip(times["plain"], times["patched"])])
+        bound = faster.median / dense_share(calls["patched"]) if device == "cpu" else None
+        peak = {label: memory.peak(call, device) for label, call in calls.items()}
+        rows.append({
+            "model": name, "clips": clips, "dtype": dtype, "mode": mode, "rounds": len(times["plain"]),
+            "faster": vars(faster), "at_most": bound, "peak_mib": peak,
+            "ms": {label: vars(timing) for label, timing in ms.items()},
+        })  # fmt: skip
+        spread = f"{ms['patched'].median:.0f} ({ms['patched'].low:.0f}-{ms['patched'].high:.0f})"
+        ratio = f"{faster.median:.2f} ({faster.low:.2f}-{faster.high:.2f})"
+        limit = "" if bound is None else f"{bound:.2f}"
+        shown = f"{name:<38}{dtype:<10}{mode:<9}{spread:<24}{ms['plain'].median:<10.0f}{ratio:<18}{limit:<9}"
+        print(f"{shown}{peak['patched']:.0f}, {peak['plain']:.0f}", flush=True)
+    return rows
 
 
 if __name__ == "__main__":

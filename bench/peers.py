@@ -205,6 +205,7 @@ PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
 GPU_PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "temporal_attention": {
         "sdpa flash": partial(attention_sdpa_by, SDPBackend.FLASH_ATTENTION),
+        "sdpa math": partial(attention_sdpa_by, SDPBackend.MATH),
         "sdpa efficient": partial(attention_sdpa_by, SDPBackend.EFFICIENT_ATTENTION),
         "sdpa cudnn": partial(attention_sdpa_by, SDPBackend.CUDNN_ATTENTION),
     },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def _seed():
 
 
 def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
+    if os.environ.get("I2V_GPU_STUB") != "1" and not torch.cuda.is_available():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):  # not item.keywords, which hold the names of folders too
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))

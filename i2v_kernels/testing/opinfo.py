@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_drawing_later = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A tensor of a model's call before ``Sample.to`` draws it, in the dtype and place that are asked for and in no other.
+    It can be multiplied by a number.
+    """
+
+    shape: tuple[int, ...]
+    seed: int
+    pixels: bool = False  # uint8 from 0 to 255, else normal
+    scale: float = 1.0
+
+    def __mul__(self, factor: float) -> Drawn:
+        return replace(self, scale=self.scale * factor)
+
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    def draw(self, dtype: torch.dtype, device: str | None) -> Tensor:
+        if device == "meta":  # its shape is wanted
+            return torch.empty(self.shape, dtype=torch.uint8 if self.pixels else dtype, device=device)
+        generator = torch.Generator(device or "cpu").manual_seed(self.seed)
+        if self.pixels:
+            return torch.randint(0, 256, self.shape, dtype=torch.uint8, device=device, generator=generator)
+        drawn = torch.randn(self.shape, dtype=dtype, device=device, generator=generator)
+        return drawn if self.scale == 1 else drawn.mul_(self.scale)
+
 
 @dataclass(frozen=True)
 class Sample:
-    """Arguments of one call. Floating-point tensors are float64 on the CPU until ``to`` places them."""
+    """Arguments of one call. Floating-point tensors are float64 on the CPU until ``to`` places them; those of a model's call
+    are ``Drawn`` until then.
+    """
 
     name: str
     args: tuple[Any, ...]
@@ -26,6 +59,8 @@ class Sample:
         def place(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(map(place, value))
+            if isinstance(value, Drawn):
+                return value.draw(dtype, device).requires_grad_(requires_grad and not value.pixels)
             if not isinstance(value, Tensor):
                 return value
             floats = value.is_floating_point()
@@ -63,7 +98,8 @@ def repeat_first(x: Tensor, dim: int, count: int) -> Tensor:
 class OpInfo:
     """An op and all that tests and benches know of it.
 
-    ``samples``: small calls: ordinary, then edges. ``models``: clips -> calls of real models, for benches.
+    ``samples``: small calls: ordinary, then edges. ``models``: clips -> calls of real models, for benches; ``randn`` and
+    ``pixels`` give ``Drawn`` there, so that a call costs nothing until it is placed.
     ``bad``: (what is wrong, args, kwargs, exception, a part of its text).
     ``traffic``: bytes that the forward call must move at least (every input once, every output once).
     ``flops``: floating-point operations of the forward call (a multiply-add counts 2).
@@ -81,13 +117,33 @@ class OpInfo:
     exact: bool = False  # copies: every backend gives the reference's bits
     tile: Callable[[Tensor, int, int], Tensor] = repeat_first
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "models", partial(_undrawn, self.models))
+
     def __str__(self) -> str:
         return self.name
 
 
+def _undrawn(models: Callable[[int], list[Sample]], clips: int) -> list[Sample]:
+    global _drawing_later
+    _drawing_later = True
+    try:
+        return models(clips)
+    finally:
+        _drawing_later = False
+
+
 def randn(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(shape, dtype=torch.float64, generator=generator)
+    return _drawn(Drawn(shape, seed + sum(shape)))
+
+
+def pixels(*shape: int) -> Tensor:
+    """Frames ``[..., 3]`` as decoders give them."""
+    return _drawn(Drawn((*shape, 3), sum(shape), pixels=True))
+
+
+def _drawn(what: Drawn) -> Tensor:
+    return what if _drawing_later else what.draw(torch.float64, None)  # type: ignore[return-value]
 
 
 def sequence_first(x: Tensor) -> Tensor:

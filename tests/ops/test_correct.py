@@ -13,6 +13,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EXTENSION, WHY_NOT = _extension.load()
 ISAS = EXTENSION.build_info()["instruction_sets"] if EXTENSION else []
 CALLS = [pytest.param(info, sample, id=f"{info}-{sample.name}") for info in OPINFOS for sample in info.samples()]
+SHARES: list[tuple] = []  # (op, backend, dtype, sample, result, error / limit) of every comparison, for who asks
 needs_extension = pytest.mark.skipif(EXTENSION is None, reason=str(WHY_NOT))
 
 
@@ -58,7 +59,9 @@ def compare(info, sample, dtype, backend):
         # float64 is the yardstick itself; half a unit in the last place is the rounding of the result
         slack = (64 if dtype == torch.float64 else 0.5) * torch.finfo(dtype).eps
         limit = 1.5 * error(e, w.detach()) + slack
-        assert error(g, w.detach()) <= limit, (name, error(g, w.detach()), limit)
+        found = error(g, w.detach())
+        SHARES.append((info.name, backend, str(dtype).removeprefix("torch."), sample.name, name, found / limit))
+        assert found <= limit, (name, found, limit)
 
 
 @needs_extension
