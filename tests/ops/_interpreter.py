@@ -11,6 +11,7 @@ from test_token_shift_in_place import same_bits_as_out_of_place, takes_what_is_e
 
 import i2v_kernels as i2v
 from i2v_kernels.ops.base import OPS
+from i2v_kernels.ops.temporal_conv import triton_backward
 from i2v_kernels.testing import OPINFOS, Sample
 
 INFOS = {info.name: info for info in OPINFOS if any(b.name == "triton" for b in OPS[info.name].backends)}
@@ -42,6 +43,14 @@ MORE = {
         Sample("long clip", (randn(1, 11, 2, 5), randn(5, 1, 3, 1, 1), randn(5))),
         Sample("long clip over a grid", (randn(1, 10, 7, 9), randn(9, 1, 3, 3, 1)), {"grid": (3, 2), "prefix": 1}),
         Sample("seven frames wide", (randn(1, 2, 3, 8), randn(8, 1, 7, 1, 1), randn(8)), {"prefix": 2}),
+        Sample("gelu, residual", (randn(2, 5, 3, 8), randn(8, 1, 3, 1, 1), randn(8)), {"activation": "gelu", "residual": True}),
+        Sample("nine frames wide", (randn(1, 5, 3, 8), randn(8, 1, 9, 1, 1), randn(8)), {"prefix": 1, "residual": True}),
+        Sample("eleven frames wide", (randn(1, 4, 2, 3), randn(3, 1, 11, 1, 1)), {"dilation": 2}),
+        Sample("dilated chunks", (randn(1, 19, 2, 3), randn(3, 1, 5, 1, 1), randn(3)), {"dilation": 2, "residual": True}),
+        Sample("wide over a grid", (randn(1, 2, 13, 3), randn(3, 1, 1, 5, 5), randn(3)), {"grid": (3, 4), "prefix": 1}),
+        Sample(
+            "whole columns, a tile of prefix", (randn(1, 2, 13, 192), randn(192, 1, 3, 1, 1)), {"prefix": 9, "residual": True}
+        ),
     ],
 }
 CALLS = [
@@ -111,6 +120,16 @@ def test_sequences_of_a_tile_are_apart(place, value):
     for clean, spoiled in zip(results(False), results(True)):
         clean[0, :, 3, 1] = spoiled[0, :, 3, 1] = 0
         assert torch.equal(clean, spoiled)
+
+
+@pytest.mark.parametrize("kernel, options", [((3, 1, 1), {"residual": True}), ((3, 3, 3), {"grid": (1, 19)})])
+@pytest.mark.parametrize("programs", [1, 3])
+def test_convolution_by_any_number_of_programs(kernel, options, programs, monkeypatch):
+    """Each takes several tiles of tokens; their sums are added in one go, or a last part of it."""
+    monkeypatch.setattr(triton_backward, "WAVE", programs)
+    monkeypatch.setattr(triton_backward, "ADDED", 2)
+    sample = Sample("", (randn(2, 2, 20, 20), randn(20, 1, *kernel), randn(20)), {"prefix": 1, **options})
+    compare(INFOS["temporal_conv"], sample, torch.float32, "triton")
 
 
 @pytest.mark.parametrize("name", ["temporal_attention", "temporal_conv", "bottleneck_adapter", "patch_embed"])
