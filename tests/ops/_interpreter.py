@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import i2v_kernels as i2v
 from i2v_kernels.ops.base import OPS
 from i2v_kernels.ops.patch_embed import fold
+from i2v_kernels.ops.temporal_conv import triton_backward
 from i2v_kernels.testing import OPINFOS, Sample
 from i2v_kernels.testing.bottleneck_adapter import _parameters as bottleneck
+from i2v_kernels.testing.opinfo import pixels
 from i2v_kernels.testing.patch_embed import CLIP
-from i2v_kernels.testing.patch_embed import _frames as frames
 from i2v_kernels.testing.patch_embed import _parameters as patch_weights
 
 INFOS = {info.name: info for info in OPINFOS if any(b.name == "triton" for b in OPS[info.name].backends)}
@@ -50,13 +51,21 @@ MORE = {
         Sample("as many columns as a tile", (randn(2, 4, 20, 64), *bottleneck(64, 192)), {"activation": "relu", "scale": 0.5}),
         Sample("256 columns", (randn(1, 3, 30, 40), *bottleneck(40, 256)), {"activation": "silu", "residual": False}),
     ],
-    "patch_embed": [Sample("a wide tile", (frames(1, 2, 32, 48), *patch_weights(200, 16, 16)), CLIP)],
+    "patch_embed": [Sample("a wide tile", (pixels(1, 2, 32, 48), *patch_weights(200, 16, 16)), CLIP)],
     "token_shift": [Sample("several tiles", (randn(1, 3, 5, 520), [(264, 1), (3, -1)]), {"padding": "edge"})],
     "temporal_conv": [
         Sample("looped taps", (randn(1, 5, 6, 3), randn(3, 1, 5, 3, 3), randn(3)), {"grid": (2, 3)}),
         Sample("long clip", (randn(1, 11, 2, 5), randn(5, 1, 3, 1, 1), randn(5))),
         Sample("long clip over a grid", (randn(1, 10, 7, 9), randn(9, 1, 3, 3, 1)), {"grid": (3, 2), "prefix": 1}),
         Sample("seven frames wide", (randn(1, 2, 3, 8), randn(8, 1, 7, 1, 1), randn(8)), {"prefix": 2}),
+        Sample("gelu, residual", (randn(2, 5, 3, 8), randn(8, 1, 3, 1, 1), randn(8)), {"activation": "gelu", "residual": True}),
+        Sample("nine frames wide", (randn(1, 5, 3, 8), randn(8, 1, 9, 1, 1), randn(8)), {"prefix": 1, "residual": True}),
+        Sample("eleven frames wide", (randn(1, 4, 2, 3), randn(3, 1, 11, 1, 1)), {"dilation": 2}),
+        Sample("dilated chunks", (randn(1, 19, 2, 3), randn(3, 1, 5, 1, 1), randn(3)), {"dilation": 2, "residual": True}),
+        Sample("wide over a grid", (randn(1, 2, 13, 3), randn(3, 1, 1, 5, 5), randn(3)), {"grid": (3, 4), "prefix": 1}),
+        Sample(
+            "whole columns, a tile of prefix", (randn(1, 2, 13, 192), randn(192, 1, 3, 1, 1)), {"prefix": 9, "residual": True}
+        ),
     ],
 }
 CALLS = [
@@ -128,6 +137,16 @@ def test_sequences_of_a_tile_are_apart(place, value):
         assert torch.equal(clean, spoiled)
 
 
+@pytest.mark.parametrize("kernel, options", [((3, 1, 1), {"residual": True}), ((3, 3, 3), {"grid": (1, 19)})])
+@pytest.mark.parametrize("programs", [1, 3])
+def test_convolution_by_any_number_of_programs(kernel, options, programs, monkeypatch):
+    """Each takes several tiles of tokens; their sums are added in one go, or a last part of it."""
+    monkeypatch.setattr(triton_backward, "WAVE", programs)
+    monkeypatch.setattr(triton_backward, "ADDED", 2)
+    sample = Sample("", (randn(2, 2, 20, 20), randn(20, 1, *kernel), randn(20)), {"prefix": 1, **options})
+    compare(INFOS["temporal_conv"], sample, torch.float32, "triton")
+
+
 @pytest.mark.parametrize("name", ["temporal_attention", "temporal_conv", "bottleneck_adapter", "patch_embed"])
 def test_double_precision_is_refused(name):
     with pytest.raises(NotImplementedError, match="float64"):
@@ -153,7 +172,7 @@ def kernels_of(name):
 def test_patch_embed_in_two_launches(monkeypatch):
     """The weights are folded in every call, so that no change can go unseen, in one launch: PyTorch computes nothing."""
     kernels, launched = kernels_of("patch_embed"), []
-    video, (weight, bias) = frames(1, 2, 8, 12), (t.half() for t in patch_weights(10, 4, 4))
+    video, (weight, bias) = pixels(1, 2, 8, 12), (t.half() for t in patch_weights(10, 4, 4))
     with monkeypatch.context() as patch, Calls() as calls:
         patch.setattr(kernels, "run", lambda launches, device: launched.extend(launches))
         kernels.forward(video, weight, bias, list(CLIP["mean"]), list(CLIP["std"]))

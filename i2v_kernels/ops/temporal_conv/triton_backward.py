@@ -13,6 +13,7 @@ from ..triton_common import Launch, cdiv, pow2
 from .triton_tiles import LONGEST, push, put, strides, tile, widen
 
 WAVE = 396  # programs: three for each of 132 multiprocessors. A constant, so that the sums' order is the shape's alone
+ADDED = 64  # partial sums that a program adds at once
 TOGETHER = 5  # taps in time up to which dx is written too: seven would take too many registers
 LOADS = 8  # 16-byte loads of a thread that are under way together
 
@@ -198,4 +199,4 @@ def plan_add(sums: Tensor, dweight: Tensor | None, dbias: Tensor | None) -> Laun
     args: dict[str, Any] = {"sums": sums, "dweight": dweight, "dbias": dbias, "P": partials, "C": channels}
     bc = min(32, pow2(channels))
     wanted = (0 if dweight is None else rows - 1) + (0 if dbias is None else 1)
-    return Launch(temporal_conv_add_kernel, wanted * cdiv(channels, bc), args, {"TAPS": rows - 1, "BP": 64, "BC": bc})
+    return Launch(temporal_conv_add_kernel, wanted * cdiv(channels, bc), args, {"TAPS": rows - 1, "BP": ADDED, "BC": bc})

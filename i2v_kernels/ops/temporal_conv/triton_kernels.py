@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -107,11 +108,10 @@ def temporal_conv_kernel(
             i_f = i_0 + i * dilation
             b_e = push(b_e, tl.load(p_e + tl.cast(i_f, tl.int64) * s_e, mask=m_p & (i_f < T), other=0).to(tl.float32))
     for i in tl.static_range(BT):
-        b_a = b_y[i]
         if GRADIENT:
-            b_a = activation_gradient(b_e[i], b_a, ACTIVATION)
+            b_a = activation_gradient(b_e[i], b_y[i], ACTIVATION)
         else:
-            b_a = activate(b_a, ACTIVATION)
+            b_a = activate(b_y[i], ACTIVATION)
             if extra is not None:
                 b_a += b_e[i]
         i_f = i_0 + i * dilation
@@ -220,7 +220,7 @@ def _forward_entry(
         extra = x if residual or more.get("gradient") else None
         return plan(x, taps(weight, dtype), bias, extra, torch.empty_like(x), kernel, 14, 14, 1, "copy", dilation, **more)
 
-    return Entry(f"temporal_conv {kernel}{what}{_width(channels)}", launch)
+    return _entry(f"temporal_conv {kernel}{what}", channels, launch)
 
 
 def _input_grad_entry(*kernel: int) -> Entry:
@@ -231,13 +231,12 @@ def _input_grad_entry(*kernel: int) -> Entry:
     return Entry(f"temporal_conv input gradient {kernel}", launch)
 
 
-def _weight_grad_entry(*kernel: int, dilation: int = 1, channels: int = 384) -> Entry:
+def _weight_grad_entry(*kernel: int, channels: int = 384) -> Entry:
     def launch(dtype: torch.dtype) -> Launch:
         x, _, _ = _meta(dtype, kernel, channels)
-        return plan_backward(torch.empty_like(x), x, None, None, kernel, 14, 14, 1, dilation)[0]
+        return plan_backward(torch.empty_like(x), x, None, None, kernel, 14, 14, 1, 1)[0]
 
-    what = f"{f' dilation {dilation}' if dilation > 1 else ''}{_width(channels)}"
-    return Entry(f"temporal_conv weight gradient {kernel}{what}", launch)
+    return _entry(f"temporal_conv weight gradient {kernel}", channels, launch)
 
 
 def _both_entry(*kernel: int, channels: int = 384, dilation: int = 1, residual: bool = False) -> Entry:
@@ -247,8 +246,8 @@ def _both_entry(*kernel: int, channels: int = 384, dilation: int = 1, residual: 
         rows = taps(weight, torch.float32)
         return plan_backward(grad, x, rows, dx, kernel, 14, 14, 1, dilation, copy=residual, residual=residual)[0]
 
-    what = f"{f' dilation {dilation}' if dilation > 1 else ''}{' residual' if residual else ''}{_width(channels)}"
-    return Entry(f"temporal_conv gradients {kernel}{what}", launch)
+    what = f"{f' dilation {dilation}' if dilation > 1 else ''}{' residual' if residual else ''}"
+    return _entry(f"temporal_conv gradients {kernel}{what}", channels, launch)
 
 
 def _add_entry(*kernel: int, channels: int = 384) -> Entry:
@@ -256,11 +255,14 @@ def _add_entry(*kernel: int, channels: int = 384) -> Entry:
         x, weight, bias = _meta(dtype, kernel, channels)
         return plan_add(plan_backward(x, x, None, None, kernel, 14, 14, 1, 1)[1], weight, bias)
 
-    return Entry(f"temporal_conv sum of parts {kernel}{_width(channels)}", launch)
+    return _entry(f"temporal_conv sum of parts {kernel}", channels, launch)
 
 
-def _width(channels: int) -> str:
-    return "" if channels == 384 else f" C {channels}"
+def _entry(name: str, channels: int, launch: Callable[[torch.dtype], Launch]) -> Entry:
+    """Other widths than the adapter's in one dtype."""
+    if channels == 384:
+        return Entry(name, launch)
+    return Entry(f"{name} C {channels}", launch, (torch.bfloat16,))
 
 
 def _ones(dtype: torch.dtype, *kernel: int) -> Launch:
