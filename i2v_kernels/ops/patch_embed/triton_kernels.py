@@ -17,7 +17,6 @@ from ..triton_launch import run
 from . import blocks
 from .fold import centre, rests, scales
 
-DEPTH = 64  # bytes of a patch that a step of the product takes
 LONGEST = 1024  # weights of a channel that are folded at a time
 
 
@@ -79,7 +78,8 @@ def patch_pointers(frames, o_m, T, GH, GW, s_b, s_t, s_h, s_w, PH: tl.constexpr,
     i_line = o_m // GW
     i_frame = i_line // GH
     o_y, o_x = (i_line % GH) * PH, (o_m % GW) * PW
-    return frames + (i_frame // T) * s_b + (i_frame % T) * s_t + o_y * s_h + o_x * s_w
+    o_b, o_t = (i_frame // T).to(tl.int64), (i_frame % T).to(tl.int64)
+    return frames + o_b * s_b + o_t * s_t + o_y.to(tl.int64) * s_h + o_x.to(tl.int64) * s_w
 
 
 @triton.jit
@@ -93,12 +93,13 @@ def patch_embed_kernel(
     frames, weight, bias, centres, out,
     M, T, GH, GW, C, s_b, s_t, s_h, s_w,
     PH: tl.constexpr, PW: tl.constexpr, DENSE: tl.constexpr, DOT: tl.constexpr,
+    COUNT: tl.constexpr,  # dtype that counts patches
     KP: tl.constexpr,  # weights of a channel, filled up with zeros
     BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     K: tl.constexpr = PH * PW * 3
     n_c = tl.cdiv(C, BC)  # programs of the same patches follow each other: the second-level cache has their pixels
-    o_m = tl.program_id(0).to(tl.int64) // n_c * BM + tl.arange(0, BM)
+    o_m = (tl.program_id(0) // n_c).to(COUNT) * BM + tl.arange(0, BM)
     o_c = tl.program_id(0) % n_c * BC + tl.arange(0, BC)
     # beyond the last patch and channel the last ones are read again, so that no load of the loop needs a mask
     p_m = patch_pointers(frames, tl.minimum(o_m, M - 1), T, GH, GW, s_b, s_t, s_h, s_w, PH, PW)
@@ -116,24 +117,40 @@ def patch_embed_kernel(
         b_y += tl.dot(b_x.to(DOT), tl.trans(b_w.to(DOT)))
     m_m, m_c = o_m < M, o_c < C
     b_y = b_y * (1.0 / 256) + tl.load(bias + o_c, mask=m_c, other=0)[None, :]
-    tl.store(out + o_m[:, None] * C + o_c[None, :], b_y.to(out.dtype.element_ty), mask=m_m[:, None] & m_c[None, :])
+    tl.store(out + o_m.to(tl.int64)[:, None] * C + o_c[None, :], b_y.to(out.dtype.element_ty), mask=m_m[:, None] & m_c[None, :])
 
 
 @triton.jit(do_not_specialize=["M", "first"])
 def patch_rows_kernel(
     frames, rows,
     M, first, T, GH, GW, s_b, s_t, s_h, s_w, c_0, c_1, c_2,
-    PH: tl.constexpr, PW: tl.constexpr, DENSE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, DENSE: tl.constexpr, COUNT: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     K: tl.constexpr = PH * PW * 3
     n_k: tl.constexpr = tl.cdiv(K, BK)
-    o_m = tl.program_id(0).to(tl.int64) // n_k * BM + tl.arange(0, BM)
+    o_m = (tl.program_id(0) // n_k).to(COUNT) * BM + tl.arange(0, BM)
     o_k = tl.program_id(0) % n_k * BK + tl.arange(0, BK)
     p_m = patch_pointers(frames, o_m + first, T, GH, GW, s_b, s_t, s_h, s_w, PH, PW)
     m_x = (o_m < M)[:, None] & (o_k < K)[None, :]
     b_u = tl.load(p_m[:, None] + _pixel_places(o_k, s_h, s_w, PW, DENSE)[None, :], mask=m_x, other=0)
     b_x = (b_u.to(tl.float32) - _of_colour(o_k, c_0, c_1, c_2)[None, :]) * (1.0 / 256)
-    tl.store(rows + o_m[:, None] * K + o_k[None, :], b_x.to(rows.dtype.element_ty), mask=m_x)
+    tl.store(rows + o_m.to(tl.int64)[:, None] * K + o_k[None, :], b_x.to(rows.dtype.element_ty), mask=m_x)
+
+
+def _whole_vectors(width: int) -> bool:
+    """Whether a patch's rows of pixels are read 16 bytes at a time."""
+    return width * 3 % 16 == 0
+
+
+def _depth(width: int) -> int:
+    """Bytes of a patch that a step of the product takes: more addresses leave registers for fewer."""
+    return 64 if _whole_vectors(width) else 32
+
+
+def _folded_size(weight: Tensor) -> int:
+    """A channel's weights, filled up with zeros for whole steps."""
+    depth = _depth(weight.shape[3])
+    return cdiv(weight.shape[1:].numel(), depth) * depth
 
 
 def _frames(frames: Tensor, height: int, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -143,7 +160,9 @@ def _frames(frames: Tensor, height: int, width: int) -> tuple[dict[str, Any], di
         "frames": frames, "T": frames.shape[1], "GH": frames.shape[2] // height, "GW": frames.shape[3] // width,
         "s_b": s_b, "s_t": s_t, "s_h": s_h, "s_w": s_w,
     }  # fmt: skip
-    return args, {"PH": height, "PW": width, "DENSE": s_w == 3}
+    patches = frames.shape[:4].numel() // (height * width)
+    count = tl.int32 if patches + 128 < 2**31 else tl.int64  # a tile may reach beyond the last
+    return args, {"PH": height, "PW": width, "DENSE": s_w == 3, "COUNT": count}
 
 
 def _colours(name: str, values: Sequence[float]) -> dict[str, float]:
@@ -179,11 +198,10 @@ def plan_forward(
     rows, channels = out.shape[:3].numel(), out.shape[3]
     args, constexprs = _frames(frames, height, width)
     dot = tl.float32 if dots_in_fp32(out.dtype) else {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[out.dtype]
-    # runs that no vector divides keep more in registers; and channels are not filled up by more than need be
-    wide = width * 3 % 16 == 0 and (channels - 1) % 256 >= 128
-    columns = 256 if wide else 128
+    # 256 halve the conversions of pixels for each product, where registers suffice and no more channels are filled up
+    columns = 256 if _whole_vectors(width) and (channels - 1) % 256 >= 128 else 128
     args |= {"weight": matrix, "bias": vector, "centres": centres, "out": out, "M": rows, "C": channels}
-    constexprs |= {"DOT": dot, "KP": matrix.shape[1], "BM": 128, "BC": columns, "BK": DEPTH}
+    constexprs |= {"DOT": dot, "KP": matrix.shape[1], "BM": 128, "BC": columns, "BK": _depth(width)}
     return Launch(patch_embed_kernel, cdiv(rows, 128) * cdiv(channels, columns), args, constexprs, threads=256, stages=2)
 
 
@@ -222,7 +240,7 @@ def unfold(product: Tensor, sums: Tensor, weight: Tensor, mean: list[float], std
 def _plan(
     frames: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> list[Launch]:
-    size = cdiv(weight.shape[1:].numel(), DEPTH) * DEPTH
+    size = _folded_size(weight)
     matrix = weight.new_empty(len(weight), size)
     vector, centres = (weight.new_empty(count, dtype=torch.float32) for count in (len(weight), size))
     first = plan_fold(weight, bias, matrix, vector, centres, mean, std)
@@ -253,7 +271,7 @@ def _aot(name: str, channels: int, side: int, kind: str, vectors: bool = True) -
         frames, size, tokens = empty(64, 8, 224, 224, 3, dtype=torch.uint8), side * side * 3, (224 // side) ** 2
         weight, product = empty(channels, 3, side, side), empty(channels, size, dtype=torch.float32)
         vector = empty(channels, dtype=torch.float32)
-        matrix = empty(channels, cdiv(size, DEPTH) * DEPTH)
+        matrix = empty(channels, _folded_size(weight))
         centres = empty(matrix.shape[1], dtype=torch.float32)
         if kind == "rows":
             return plan_rows(frames, centre(MEAN), side, side, 16, empty(1 << 16, size))
