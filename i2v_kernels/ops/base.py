@@ -123,7 +123,7 @@ class Op:
             self._returned = len(self.backward_op._schema.returns)
             self._function = _autograd_function(self, self.forward_op)
             # without what Function.apply does in Python, which concerns functorch's transforms alone
-            self._apply = super(torch.autograd.Function, _autograd_function(self, self._forward)).apply
+            self._apply = super(torch.autograd.Function, _autograd_function(self, self._run)).apply  # type: ignore[misc]
             LIBRARY.impl(self.name, self._autograd, "Autograd")
         else:
             LIBRARY.impl(self.name, self._in_place, "Autograd")
@@ -139,21 +139,21 @@ class Op:
             raise _Recorded
         if torch.compiler.is_compiling():
             return self.forward_op(*args, backend)  # _fake looks whether the backend can run
-        if backend:
+        direct = bool(self.backward_schema) and self._direct(args)
+        if backend and not direct:
             self.choose(args, backend)
         if not self.backward_schema:
             return self._in_place(*args, backend)
-        direct = self._direct(args)
         if torch.is_grad_enabled():
             if not direct:
                 return self.forward_op(*args, backend)
             for arg in args:
                 if type(arg) not in _NUMBERS and isinstance(arg, Tensor) and arg.requires_grad:
-                    return self._apply(*args, backend)
+                    return self._apply(*args, self.choose(args, backend))
         with torch._C._AutoDispatchBelowAutograd():  # nothing to record: spare the way through Python that would find so
             return self._forward(*args, backend) if direct else self.forward_op(*args, backend)
 
-    def _direct(self, args: tuple[Any, ...]) -> bool:
+    def _direct(self, args: Sequence[Any]) -> bool:
         """Whether the dispatcher would do nothing with these arguments but call this op's kernels in Python.
 
         Several microseconds each time. It is asked wherever it may have more to do: under modes, transforms, tracers and
@@ -205,6 +205,12 @@ class Op:
                 return backend
         raise NotImplementedError(f"{self.name}: no backend can run this call; see i2v_kernels.explain")
 
+    @staticmethod
+    def _run(*args: Any) -> Any:
+        """With the backend itself as the last argument."""
+        *given, backend = args
+        return backend.forward(*given)
+
     def _fake(self, *args: Any) -> Any:
         if args[-1] and args[0].device.type != "meta":
             self.choose(args[:-1], args[-1])
@@ -247,11 +253,12 @@ class Op:
         return (self._forward if self._direct(args) else self.forward_op)(*args)
 
     def derive(self, *args: Any) -> Any:
-        """The backward op."""
-        if not self._direct(args):
-            return self.backward_op(*args)
+        """The backward op; the last argument is a backend, or the name of one, or "" for the automatic choice."""
+        *given, backend = args
+        if not self._direct(given):
+            return self.backward_op(*given, backend.name if isinstance(backend, Backend) else backend)
         with torch._C._AutoDispatchBelowAutograd():
-            return self._backward(*args)
+            return backend.backward(*given) if isinstance(backend, Backend) else self._backward(*args)
 
 
 def _autograd_function(op: Op, run: Callable[..., Any]) -> Any:

@@ -238,7 +238,7 @@ def _convolve(
 
 def _plan(x: Tensor, taps: Tensor, bias: Any, extra: Any, out: Tensor, kernel: Any, *options: Any) -> Launch:
     *most, gradient, turned = options
-    return plan(x, taps.t().unflatten(1, kernel), bias, out, *most, extra, gradient, turned)
+    return plan(x, taps.t().unflatten(1, kernel), bias, out, *most, extra, gradient, turned)  # type: ignore[call-arg]
 
 
 def _sum_products(
