@@ -20,16 +20,12 @@ import torch
 from torch import Tensor
 
 from .. import _extension
+from . import dispatcher
 
 LIBRARY = torch.library.Library("i2v_kernels", "DEF")
 BACKENDS = ("reference", "sdpa", "library", "cpu", "triton", "cuda")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPS: dict[str, Op] = {}
-_include_set = torch._C._dispatch_tls_local_include_set
-_OUTERMOST = (_include_set(), torch._C._dispatch_tls_local_exclude_set())
-_NUMBERS = frozenset((type(None), bool, int, float, str, list, tuple))
-with torch.inference_mode():
-    _ORDINARY = (_OUTERMOST[0].raw_repr(), _include_set().raw_repr())
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FORCED = os.environ.get("I2V_KERNELS_BACKEND", "")
@@ -123,7 +119,7 @@ class Op:
             self._returned = len(self.backward_op._schema.returns)
             self._function = _autograd_function(self, self.forward_op)
             # without what Function.apply does in Python, which concerns functorch's transforms alone
-            self._apply = super(torch.autograd.Function, _autograd_function(self, self._forward)).apply
+            self._apply = super(torch.autograd.Function, _autograd_function(self, self._run)).apply  # type: ignore[misc]
             LIBRARY.impl(self.name, self._autograd, "Autograd")
         else:
             LIBRARY.impl(self.name, self._in_place, "Autograd")
@@ -139,40 +135,27 @@ class Op:
             raise _Recorded
         if torch.compiler.is_compiling():
             return self.forward_op(*args, backend)  # _fake looks whether the backend can run
-        if backend:
+        direct = bool(self.backward_schema) and self._direct(args)
+        if backend and not direct:
             self.choose(args, backend)
         if not self.backward_schema:
             return self._in_place(*args, backend)
-        direct = self._direct(args)
         if torch.is_grad_enabled():
             if not direct:
                 return self.forward_op(*args, backend)
             for arg in args:
-                if type(arg) not in _NUMBERS and isinstance(arg, Tensor) and arg.requires_grad:
-                    return self._apply(*args, backend)
+                if type(arg) not in dispatcher.NUMBERS and isinstance(arg, Tensor) and arg.requires_grad:
+                    return self._apply(*args, self.choose(args, backend))
         with torch._C._AutoDispatchBelowAutograd():  # nothing to record: spare the way through Python that would find so
             return self._forward(*args, backend) if direct else self.forward_op(*args, backend)
 
-    def _direct(self, args: tuple[Any, ...]) -> bool:
+    def _direct(self, args: Sequence[Any]) -> bool:
         """Whether the dispatcher would do nothing with these arguments but call this op's kernels in Python.
 
-        Several microseconds each time. It is asked wherever it may have more to do: under modes, transforms, tracers and
-        profilers, for tensors of other classes and devices, and for kernels in C++.
+        That takes it several microseconds each time.
         """
-        for arg in args:
-            kind = type(arg)
-            if kind is Tensor or kind is torch.nn.Parameter:
-                if arg.is_neg():
-                    return False
-            elif kind not in _NUMBERS and isinstance(arg, Tensor):
-                return False
         first = args[0]
-        return (
-            (first.is_cuda or (first.is_cpu and not self._in_cpp))
-            and _include_set().raw_repr() in _ORDINARY
-            and not torch._C._is_torch_function_mode_enabled()
-            and not torch.autograd._profiler_enabled()
-        )
+        return (first.is_cuda or (first.is_cpu and not self._in_cpp)) and dispatcher.is_idle(args)
 
     @contextmanager
     def recording(self, calls: list[tuple[Any, ...]]) -> Iterator[None]:
@@ -204,6 +187,12 @@ class Op:
             if backend.can_run(*args) is None:
                 return backend
         raise NotImplementedError(f"{self.name}: no backend can run this call; see i2v_kernels.explain")
+
+    @staticmethod
+    def _run(*args: Any) -> Any:
+        """With the backend itself as the last argument."""
+        *given, backend = args
+        return backend.forward(*given)
 
     def _fake(self, *args: Any) -> Any:
         if args[-1] and args[0].device.type != "meta":
@@ -247,11 +236,12 @@ class Op:
         return (self._forward if self._direct(args) else self.forward_op)(*args)
 
     def derive(self, *args: Any) -> Any:
-        """The backward op."""
-        if not self._direct(args):
-            return self.backward_op(*args)
+        """The backward op; the last argument is a backend, or the name of one, or "" for the automatic choice."""
+        *given, backend = args
+        if not self._direct(given):
+            return self.backward_op(*given, backend.name if isinstance(backend, Backend) else backend)
         with torch._C._AutoDispatchBelowAutograd():
-            return self._backward(*args)
+            return backend.backward(*given) if isinstance(backend, Backend) else self._backward(*args)
 
 
 def _autograd_function(op: Op, run: Callable[..., Any]) -> Any:
@@ -314,7 +304,7 @@ def reference_backend(
             if inputs[i] is not None:
                 inputs[i] = inputs[i].detach().requires_grad_()
         leaves = [inputs[i] for i in differentiable if inputs[i] is not None]
-        with _autograd_again():
+        with dispatcher.autograd_again():
             result = function(*inputs)
             grads = iter(torch.autograd.grad(result if isinstance(result, Tensor) else result[0], leaves, grad))
         found = [None if inputs[i] is None else empty_dense_like(inputs[i]).copy_(next(grads)) for i in differentiable]
@@ -348,20 +338,6 @@ def triton_backend(op: str, limits: Callable[..., str | None]) -> Backend:
 @cache
 def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-class _autograd_again:
-    """Inside an op's kernel the dispatcher skips autograd; the reference's backward needs it back."""
-
-    def __enter__(self) -> None:
-        self._guard = torch._C._ForceDispatchKeyGuard(*_OUTERMOST)
-        self._guard.__enter__()
-        self._grad = torch.enable_grad()
-        self._grad.__enter__()
-
-    def __exit__(self, *exc: object) -> None:
-        self._grad.__exit__(*exc)
-        self._guard.__exit__(*exc)
 
 
 def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -25,16 +26,29 @@ def row_blocks(out: Tensor, others: tuple[Tensor, ...], count: int) -> Iterator[
     Rows come in the order in which ``out`` has them in memory; those of others are views where they lie alike, else copies
     of the block alone.
     """
-    order = memory_order(out)
-    tensors = [x.permute(*order, x.dim() - 1) for x in (out, *others)]
-    if all(viewable(x) for x in tensors):
-        flat = [x.reshape(-1, x.shape[-1]) for x in tensors]
-        blocks = max(1, -(-len(flat[0]) // count))
-        yield from zip(*(x.tensor_split(blocks) for x in flat))  # as large as each other
+    tensors: tuple[Tensor, ...] = (out, *others)
+    order, rows = _layout(tuple(x.stride() for x in tensors), *(x.shape for x in tensors))
+    if order:
+        tensors = tuple(x.permute(order) for x in tensors)
+    if rows >= 0:
+        flat = tuple(x.reshape(-1, x.shape[-1]) for x in tensors)
+        if rows <= count:
+            yield flat
+        else:
+            yield from zip(*(x.tensor_split(-(-rows // count)) for x in flat))  # as large as each other
         return
     inner = max(1, tensors[0][:1].numel() // max(1, out.shape[-1]))
     for parts in zip(*(x.split(max(1, count // inner)) for x in tensors)):
         yield tuple(x.reshape(-1, x.shape[-1]) for x in parts)
+
+
+@lru_cache(1024)
+def _layout(strides: tuple[tuple[int, ...], ...], *shapes: torch.Size) -> tuple[tuple[int, ...], int]:
+    """How the tensors are to be permuted, () for as they are, and the number of rows, -1 where one of them is none."""
+    tensors = [torch.empty_strided(shape, stride, device="meta") for shape, stride in zip(shapes, strides)]
+    order = (*memory_order(tensors[0]), len(shapes[0]) - 1)
+    rows = shapes[0][:-1].numel() if all(viewable(x.permute(order)) for x in tensors) else -1
+    return () if order == tuple(range(len(order))) else order, rows
 
 
 def viewable(x: Tensor) -> bool:
@@ -48,6 +62,20 @@ def project(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | Non
     if bias is None:
         return torch.mm(rows, weight.t(), out=out)
     return torch.addmm(bias, rows, weight.t(), out=out)
+
+
+def added(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
+    """``total += part``, total kept in that dtype; None is zero, and part nobody else's then."""
+    return part.to(dtype) if total is None else total.add_(part)
+
+
+def gradient(total: Tensor | None, like: Tensor | None, wanted: bool, grad: Tensor) -> Tensor:
+    """The sum as an op returns it: zeros where no block came, nothing where nobody wants it."""
+    if not wanted or like is None:
+        return grad.new_empty(0)
+    if total is None:
+        return torch.zeros(like.shape, dtype=grad.dtype, device=grad.device)
+    return total if total.dtype is grad.dtype else total.to(grad.dtype)
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> None:

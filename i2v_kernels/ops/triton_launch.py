@@ -112,8 +112,8 @@ def run(plan: Callable[..., Any], tensors: Sequence[Tensor | None], options: tup
     if planned.steps is None or _special():
         _compile(planned, (*tensors, *memory), device)
     else:
-        for x in memory:
-            pointers.append(x.data_ptr())
+        if memory:
+            pointers += [x.data_ptr() for x in memory]
         active = driver.active
         current = active.get_current_device()
         if device != current and device >= 0:
@@ -154,7 +154,7 @@ def _first(
     found, *returned = result if isinstance(result, tuple) else (result,)
     launches = [found] if isinstance(found, Launch) else found
     where = {_storage(x): i for i, x in enumerate(likes) if x is not None}
-    memory = []
+    memory: list[tuple[tuple[int, ...], torch.dtype]] = []
     for x in (*returned, *(x for launch in launches for x in launch.args.values() if isinstance(x, Tensor))):
         if x is not None and _storage(x) not in where:
             if _storage(x) in map(_storage, watch.computed):
@@ -193,7 +193,7 @@ def _storage(x: Tensor) -> int:
 
 def _places(launch: Launch, where: dict[int, int]) -> dict[str, Any]:
     return {
-        name: Place(where[_storage(x)], x.storage_offset() * x.itemsize, tuple(x.shape), x.stride(), x.dtype)
+        name: Place(where[_storage(x)], int(x.storage_offset()) * x.itemsize, tuple(x.shape), x.stride(), x.dtype)
         if isinstance(x, Tensor)
         else x
         for name, x in launch.args.items()

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import i2v_kernels as i2v
+from i2v_kernels.ops import dispatcher
 from i2v_kernels.ops.base import OPS
 
 OP = OPS["lora_linear"]  # in Python on CPUs too
@@ -65,6 +66,12 @@ def test_dispatch_modes_see_ops(tensors):
     with Seen() as seen:  # entered between the two
         torch.autograd.grad(out, tensors)
     assert "i2v_kernels::lora_linear_backward" in seen.names
+
+
+def test_the_package_may_be_imported_under_a_mode():
+    with Seen(), torch.inference_mode():
+        assert tuple(keys.raw_repr() for keys in dispatcher.outermost()[::2]) == dispatcher.ORDINARY
+        assert dispatcher.included().raw_repr() not in dispatcher.ORDINARY
 
 
 def test_function_modes_see_ops(tensors):

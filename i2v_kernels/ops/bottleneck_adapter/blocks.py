@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..activations import activate, activation_gradient
 from ..base import accumulate_dtype, empty_dense_like, empty_tokens
-from ..products import add_product, block_count, project, row_blocks
+from ..products import added, block_count, gradient, project, row_blocks
 
 aten = torch.ops.aten
 
@@ -57,8 +57,10 @@ def backward(
     """
     dx, want = empty_dense_like(x), dict(zip(("x", "down", "down_bias", "up", "up_bias", "norm", "norm_bias"), wanted))
     dtype = accumulate_dtype(x.dtype)
-    d_down, d_up = (torch.zeros(w.shape, dtype=dtype, device=w.device) for w in (down_weight, up_weight))
-    d_down_bias, d_up_bias = (torch.zeros(w.shape[0], dtype=dtype, device=w.device) for w in (down_weight, up_weight))
+    d_down: Any = None  # zero until there is a first block, and seldom is there another
+    d_up: Any = None
+    d_down_bias: Any = None
+    d_up_bias: Any = None
     has_norm, has_kept = norm_weight is not None, kept.dim() == x.dim()
     down = down_weight * norm_weight if norm_weight is not None else down_weight
     start = down_bias
@@ -70,20 +72,22 @@ def backward(
     others = (x, grad, kept) if has_kept else (x, grad)
     for into, rows, rows_grad, *hidden in row_blocks(dx, others, rows_of_a_block(x, down_weight)) if x.numel() else ():
         if want["up_bias"]:
-            d_up_bias += rows_grad.sum(0)  # summed in float32; asked for it, PyTorch would convert all rows first
+            # summed in float32; asked for it, PyTorch would convert all rows first
+            d_up_bias = added(d_up_bias, rows_grad.sum(0), dtype)
         if not below and not want["up"]:
             continue
         needs_norm = has_norm and (into_down or want["x"] or not has_kept)
         normed, *statistics = aten.native_layer_norm(rows, rows.shape[-1:], None, None, eps) if needs_norm else (rows,)
         before = hidden[0] if has_kept else project(normed, down, start)
         if want["up"]:
-            add_product(d_up, rows_grad.t(), activate(before, activation))
+            d_up = added(d_up, rows_grad.t() @ activate(before, activation), dtype)
         if not below:
             continue
         d_hidden = activation_gradient(rows_grad @ scaled_up, before, activation)
         if into_down:
-            add_product(d_down, d_hidden.t(), normed)
-        d_down_bias += d_hidden.sum(0)
+            d_down = added(d_down, d_hidden.t() @ normed, dtype)
+        if want["down_bias"] or has_norm:
+            d_down_bias = added(d_down_bias, d_hidden.sum(0), dtype)
         if not want["x"]:
             continue
         if has_norm:
@@ -94,13 +98,20 @@ def backward(
             torch.addmm(rows_grad, d_hidden, down, out=into)
         else:
             torch.mm(d_hidden, down, out=into)
-    d_norm = d_norm_bias = d_down_bias
+    d_norm: Any = None
+    d_norm_bias: Any = None
     if norm_weight is not None:
+        d_down, d_down_bias = (
+            torch.zeros(shape, dtype=dtype, device=x.device) if d is None else d
+            for d, shape in ((d_down, down_weight.shape), (d_down_bias, down_weight.shape[:1]))
+        )
         wide = down_weight.double()  # their terms cancel
         d_norm, d_norm_bias = (d_down * wide).sum(0), d_down_bias.double() @ wide
         d_down = d_down * norm_weight
     if norm_bias is not None:
         d_down = torch.addr(d_down, d_down_bias, norm_bias.to(dtype))
-    grads = (dx, d_down, d_down_bias, d_up.mul_(scale), d_up_bias.mul_(scale), d_norm, d_norm_bias)
-    nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
-    return tuple(g.to(grad.dtype) if w else nothing for g, w in zip(grads, wanted))
+    if scale != 1:
+        d_up, d_up_bias = (None if d is None else d.mul_(scale) for d in (d_up, d_up_bias))
+    grads = (dx, d_down, d_down_bias, d_up, d_up_bias, d_norm, d_norm_bias)
+    parameters = (x, down_weight, down_bias, up_weight, up_bias, norm_weight, norm_bias)
+    return tuple(gradient(g, p, w, grad) for g, p, w in zip(grads, parameters, wanted))

@@ -181,7 +181,7 @@ def _plan(x: Tensor, *rest: Any) -> Launch:
     *parameters, out, kept, eps, activation, scale, residual = rest
     order = (*memory_order(x), x.dim() - 1)
     flat, into, hidden = (None if t is None else t.permute(order).reshape(-1, t.shape[-1]) for t in (x, out, kept))
-    return plan(flat, into, hidden, *parameters, eps, activation, scale, residual)  # type: ignore[arg-type]
+    return plan(flat, into, hidden, *parameters, eps, activation, scale, residual)  # type: ignore[arg-type, call-arg]
 
 
 backward = blocks.backward

@@ -216,8 +216,8 @@ def patch_rows(frames: Tensor, centre: Sequence[int], height: int, width: int, f
     run(_plan_rows, (frames, rows), (tuple(centre), height, width, first))
 
 
-def _plan_rows(frames: Tensor, rows: Tensor, *options: Any) -> Launch:
-    return plan_rows(frames, *options, rows)
+def _plan_rows(frames: Tensor, rows: Tensor, colours: Sequence[int], height: int, width: int, first: int) -> Launch:
+    return plan_rows(frames, colours, height, width, first, rows)
 
 
 def fold(weight: Tensor, bias: Tensor | None, mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,13 @@ The products run over whole rows, class tokens too, so that nothing is gathered;
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base import OPS, accumulate_dtype, empty_dense_like, empty_tokens, memory_order
-from ..products import add_product, block_count, project
+from ..products import added, block_count, gradient, project
 
 PLAIN = ("zero", 1, "", False)  # of temporal_conv: prefix_mode, dilation, activation, residual
 
@@ -33,15 +34,18 @@ class Rows:
         return x if self.order == [0, 1, 2] else x.permute(*self.back, 3)
 
 
-def blocks(out: Tensor, width: int) -> Iterator[tuple[slice, Rows]]:
-    """Clips to take at a time, and how their tokens are laid out; all at once where clips do not lie one after the other."""
+def blocks(out: Tensor, width: int, *others: Tensor) -> Iterator[tuple[Any, ...]]:
+    """How the tokens of a block are laid out, and the block of ``out`` and of others: some clips, or all at once where clips do
+    not lie one after the other."""
     batch, frames, tokens, _ = out.shape
     count = block_count(out.device, frames * tokens * width * out.element_size())
     if out.stride(0) < max(out.stride(1), out.stride(2)):
         count = batch
+    if count >= batch > 0:
+        yield Rows(out), out, *others
+        return
     for first in range(0, batch, count):
-        block = slice(first, min(first + count, batch))
-        yield block, Rows(out[block])
+        yield Rows(out[first : first + count]), *(x[first : first + count] for x in (out, *others))
 
 
 def forward(
@@ -50,9 +54,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out = empty_dense_like(x)
     kept = empty_tokens(out, down_weight.shape[0]) if keep else x.new_empty(0)
-    for block, rows in blocks(out, down_weight.shape[0]):
-        into, flat = rows.flat(out[block]), rows.flat(x[block])
-        hidden = kept[block] if keep else empty_tokens(out[block], down_weight.shape[0])
+    for rows, y, tokens, *keeping in blocks(out, down_weight.shape[0], x, *([kept] if keep else [])):
+        into, flat = rows.flat(y), rows.flat(tokens)
+        hidden = keeping[0] if keep else empty_tokens(y, down_weight.shape[0])
         project(flat, down_weight, down_bias, rows.flat(hidden))
         mixed = rows.flat(convolve(hidden, conv_weight, conv_bias, height, width, prefix, backend))
         if up_bias is None:
@@ -60,7 +64,8 @@ def forward(
         else:
             torch.addmm(up_bias, mixed, up_weight.t(), out=into)
             into += flat
-        out[block, :, :prefix] = x[block, :, :prefix]
+        if prefix:
+            y[:, :, :prefix] = tokens[:, :, :prefix]
     return out, kept
 
 
@@ -78,43 +83,41 @@ def backward(
     """What of the seven gradients is wanted. A bottleneck that was not kept is computed again where it matters."""
     dx = empty_dense_like(x) if wanted[0] else None
     parameters = (down_weight, down_bias, conv_weight, conv_bias, up_weight, up_bias)
-    sums = [
-        torch.zeros(p.shape, dtype=accumulate_dtype(p.dtype), device=p.device) if p is not None and want else None
-        for p, want in zip(parameters, wanted[1:])
-    ]
-    d_down, d_down_bias, d_conv, d_conv_bias, d_up, d_up_bias = sums
+    dtype = accumulate_dtype(x.dtype)
+    sums: list[Tensor | None] = [None] * 6  # zero until there is a first block
+    want = [p is not None and w for p, w in zip(parameters, wanted[1:])]
     conv_wanted = [any(wanted[:3]), wanted[3], wanted[4]]
     like = empty_dense_like(x) if dx is None else dx
-    for block, rows in blocks(like, down_weight.shape[0]):
-        flat, flat_grad = rows.flat(x[block]), rows.flat(grad[block])
-        hidden = kept[block] if kept.dim() == 4 else empty_tokens(like[block], down_weight.shape[0])
-        if kept.dim() != 4 and (wanted[3] or wanted[5]):
+    has_kept = kept.dim() == 4
+    for rows, into, tokens, g, *keeping in blocks(like, down_weight.shape[0], x, grad, *([kept] if has_kept else [])):
+        flat, flat_grad = rows.flat(tokens), rows.flat(g)
+        hidden = keeping[0] if has_kept else empty_tokens(into, down_weight.shape[0])
+        if not has_kept and (wanted[3] or wanted[5]):
             project(flat, down_weight, down_bias, rows.flat(hidden))
-        if d_up is not None:
+        if want[4]:
             mixed = convolve(hidden, conv_weight, conv_bias, height, width, prefix, backend)
-            add_product(d_up, flat_grad.t(), rows.flat(mixed))
-        if d_up_bias is not None:
+            sums[4] = added(sums[4], flat_grad.t() @ rows.flat(mixed), dtype)
+        if want[5]:
             # over one dimension of a slice PyTorch is ten times as fast as over three; and asked to sum in another dtype than
             # its own, which it does anyway, it would convert all of it first
-            d_up_bias += grad[block, :, prefix:].sum(1).sum((0, 1))
+            sums[5] = added(sums[5], g[:, :, prefix:].sum(1).sum((0, 1)), dtype)
         if not any(wanted[:5]):
             continue
         d_mixed = rows.tokens(flat_grad @ up_weight)
         d_hidden, *d_kernel = OPS["temporal_conv"].derive(
             d_mixed, hidden, conv_weight, conv_bias, height, width, prefix, *PLAIN, conv_wanted, backend
         )
-        for total, part in zip((d_conv, d_conv_bias), d_kernel):
-            if total is not None:
-                total += part
+        for i, part in zip((2, 3), d_kernel):
+            if want[i]:
+                sums[i] = added(sums[i], part, dtype)
         if not conv_wanted[0]:
             continue
         flat_hidden = rows.flat(d_hidden)
-        if d_down is not None:
-            add_product(d_down, flat_hidden.t(), flat)
-        if d_down_bias is not None:
-            d_down_bias += flat_hidden.sum(0)
+        if want[0]:
+            sums[0] = added(sums[0], flat_hidden.t() @ flat, dtype)
+        if want[1]:
+            sums[1] = added(sums[1], flat_hidden.sum(0), dtype)
         if dx is not None:
-            torch.addmm(flat_grad, flat_hidden, down_weight, out=rows.flat(dx[block]))
-    nothing = torch.empty(0, dtype=grad.dtype, device=grad.device)
-    return tuple(nothing if total is None else total.to(grad.dtype) for total in (dx, *sums))
+            torch.addmm(flat_grad, flat_hidden, down_weight, out=rows.flat(into))
+    return tuple(gradient(g, p, w, grad) for g, p, w in zip((dx, *sums), (x, *parameters), wanted))
 
