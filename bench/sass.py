@@ -164,14 +164,12 @@ def loops(code: Sequence[Instruction]) -> list[int]:
 
 
 def walk(code: Sequence[Instruction], counts: Sequence[int]) -> list[int]:
-    """The instructions that a warp executes, in order, if it goes ``counts`` times through the loops (zeros: through none).
+    """The instructions that a warp executes, in order, if it goes ``counts`` times through the loops.
 
     A branch forward under a condition is taken unless it passes over a loop that runs: what it leaves out is for rare cases.
     An end under a condition is not, unless there was a store before it and there is a load behind it: copies of a few rows.
     """
     found = loops(code)
-    if counts and not any(counts):
-        counts = [0] * len(found)
     if len(found) != len(counts):
         raise ValueError(f"{len(counts)} counts for {len(found)} loops")
     left, back = {}, dict(zip(found, counts))
