@@ -15,9 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ENCODED = re.compile(
-    r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x[0-9a-f]{16} \*/\s*\n\s*/\* 0x([0-9a-f]{16}) \*/", re.MULTILINE
-)
+ENCODED = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x[0-9a-f]{16} \*/\s*\n\s*/\* 0x([0-9a-f]{16}) \*/", re.MULTILINE)
 OPERATION = re.compile(r"(?:(@!?U?P\w+) )?(\S+)\s*(.*)")
 JUMPS = ("BRA", "CALL", "JMP")
 MATRIX = re.compile(r"[A-Z]G?MMA|UTC\w*MMA|v_s?mfmac?_\w+")
