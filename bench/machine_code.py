@@ -1,9 +1,10 @@
 """``python -m bench.machine_code``: what the compilers made of every Triton kernel, read without a GPU.
 
-For each entry of the tables ``AOT`` and each target: instructions in the code and as a warp executes them (loops counted, see
-``Launch.loops``), barriers, registers, bytes spilled, shared memory, programs that a multiprocessor holds, loads and stores of
-global memory of 16 bytes and narrower ones, matrix instructions; for sm_90 what bench/sm.py, which is not calibrated, makes of
-these: *headroom*, the throughput without a limit of memory over 3.0 TB/s, and the *share* of the copy ceiling.
+For each entry of the tables ``AOT`` and each target: instructions in the code and as a warp executes them (loops counted by
+``Launch.loops``, else bench/rounds.py), barriers, registers, bytes spilled, shared memory, programs that a multiprocessor
+holds, loads and stores of global memory of 16 bytes and narrower ones, matrix instructions; for sm_90 what bench/sm.py, which
+is not calibrated, makes of these: *headroom*, the throughput without a limit of memory over 3.0 TB/s, and the *share* of the
+copy ceiling.
 
 ``--compare OLD.json`` shows what changed since a table that ``--json`` wrote, or since tests/ops/aot_golden.json.
 ``--update`` writes that golden table anew (tests/ops/test_triton_aot.py holds the code against it) and shows what changed.
@@ -26,7 +27,7 @@ import torch
 
 from i2v_kernels.testing import OPINFOS
 
-from . import aot, cache, sass, sm
+from . import aot, cache, rounds, sass, sm
 from .aot import Compiled, Job
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,11 +42,9 @@ COMPARED = (
 
 
 def executed(launch: Any, code: Compiled) -> list[int] | None:
-    """The way of a warp through the code, if the launch says how often it goes through each loop."""
-    try:
-        return sass.walk(code.code, launch.loops)
-    except ValueError:
-        return None
+    """The way of a warp through the code, if it is known how often it goes through each loop."""
+    counts = rounds.counts(launch, code.code)
+    return None if counts is None else sass.walk(code.code, counts)
 
 
 def needed(launch: Any) -> float:
@@ -69,7 +68,7 @@ def model(launch: Any, code: Compiled) -> dict[str, float] | None:
         return None
     warps, resident = max(launch.threads // 32, 1), code.facts["resident"]
     moved = min(needed(launch), sm.moved(code.code, path) * warps)
-    key = f"model-{MODEL}-" + aot.digest(aot.key_of(launch, MODELLED), launch.loops, round(moved), launch.programs)
+    key = f"model-{MODEL}-" + aot.digest(aot.key_of(launch, MODELLED), path, round(moved), launch.programs)
     found = cache.load("aot", key)
     if found is None:
         found = _model(sm.steps(code.code, path, moved / warps), warps, resident, launch.programs, moved)
@@ -169,7 +168,7 @@ def line(key: str, facts: dict[str, Any]) -> str:
     )
     if facts.get("executed", 0) is None:
         bodies = ", ".join(map(str, facts["bodies"]))
-        return f"{text}  loops: {facts['loops']} found, of {bodies} instructions (Launch.loops)"
+        return f"{text}  loops: {facts['loops']} found, of {bodies} instructions, not counted"
     if facts.get("headroom") is not None:
         text += f"{facts['headroom']:>9.2f}{facts['share']:>6.2f}"
     return text

@@ -6,7 +6,7 @@ The file is ``{"about": ..., "rows": [...]}``. A row has the keys
 - ``dtype``: "bfloat16",
 - ``pass``: "forward", "backward" or "forward+backward",
 - ``backend``: "triton", "cuda", or "library" where the op composes PyTorch's kernels and those of other ops,
-- ``share``: the floor of the pass over the predicted time; null where a kernel's loops are not counted (``Launch.loops``), and
+- ``share``: the floor of the pass over the predicted time; null where a kernel's loops are not counted (bench/rounds.py), and
   ``missing`` then names these. The floor is the longer of the bytes that must move at least, at 3.0 TB/s (forward: the
   registry's ``traffic``; backward: what the backward op is given and gives back), and the operations at the rate of a large
   library product,

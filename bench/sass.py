@@ -15,9 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ENCODED = re.compile(
-    r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x[0-9a-f]{16} \*/\s*\n\s*/\* 0x([0-9a-f]{16}) \*/", re.MULTILINE
-)
+ENCODED = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x[0-9a-f]{16} \*/\s*\n\s*/\* 0x([0-9a-f]{16}) \*/", re.MULTILINE)
 OPERATION = re.compile(r"(?:(@!?U?P\w+) )?(\S+)\s*(.*)")
 JUMPS = ("BRA", "CALL", "JMP")
 MATRIX = re.compile(r"[A-Z]G?MMA|UTC\w*MMA|v_s?mfmac?_\w+")
@@ -164,14 +162,12 @@ def loops(code: Sequence[Instruction]) -> list[int]:
 
 
 def walk(code: Sequence[Instruction], counts: Sequence[int]) -> list[int]:
-    """The instructions that a warp executes, in order, if it goes ``counts`` times through the loops (zeros: through none).
+    """The instructions that a warp executes, in order, if it goes ``counts`` times through the loops.
 
     A branch forward under a condition is taken unless it passes over a loop that runs: what it leaves out is for rare cases.
     An end under a condition is not, unless there was a store before it and there is a load behind it: copies of a few rows.
     """
     found = loops(code)
-    if counts and not any(counts):
-        counts = [0] * len(found)
     if len(found) != len(counts):
         raise ValueError(f"{len(counts)} counts for {len(found)} loops")
     left, back = {}, dict(zip(found, counts))

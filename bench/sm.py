@@ -3,7 +3,7 @@
 An estimate that no card has calibrated. What it takes for granted stands in the constants below; besides: all programs take the
 same way through the code, a warp issues in order as its control codes say, the oldest ready warp of a scheduler first; the
 instruction cache never misses, banks never conflict. A kernel moves the bytes that it must move at least, each tensor once:
-its loads are taken in turn to come from memory, as many as hold these bytes, and from a cache.
+what a load asks for when it is met first comes from memory, later ones only as far as these bytes reach, all else from a cache.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ SCHEDULERS = 4
 MEMORY = 13.0  # bytes per cycle and multiprocessor: 3.0 TB/s, what a copy reaches
 LEVEL_2 = 24.0  # the same of the second-level cache, 5.5 TB/s: what passes the first by (LDGSTS)
 LATENCY = 950  # cycles from a load's turn in the queue of memory to its result
-CACHED = {"load": 40, "copy": 260}  # the same of what a cache holds already: the first level's, the second's for LDGSTS
+CACHED = {
+    "load": 40,
+    "copy": 260,
+    "store": 0,
+}  # the same of what a cache holds already: the first level's, the second's for LDGSTS
 NEAR = {"LDS": 30, "LDSM": 33, "SHFL": 24, "MUFU": 22, "LDC": 40, "S2R": 30, "S2UR": 30, "R2UR": 12}  # cycles to a result
 OTHER = 20  # cycles to the result of any other that has no fixed latency (conversions), and until operands have been read
 BARRIER = 20  # cycles from the last warp's arrival to the next instruction
 START = 100  # cycles from the end of a program to the first instruction of the one that takes its place
 FIRST_LEVEL = 128  # bytes per cycle that loads, stores and exchanges of a multiprocessor move, shared memory included
-# cycles that an instruction holds its unit, one unit of each kind for each scheduler
+# cycles that an instruction holds its unit; each scheduler has one of each kind
 ARITHMETIC = {"FFMA": 1, "FADD": 1, "FMUL": 1, "HFMA2": 1, "HADD2": 1, "HMUL2": 1, "IMAD": 2}  # the units of products
 CONVERSIONS = ("MUFU", "I2F", "F2I", "F2F", "I2I", "FRND", "POPC", "FLO")
 SLOW = 8  # of 4 lanes
 INTEGER = 2  # all others: of 16 lanes
+# but for these, which hold none
 NONE = ("BAR", "BRA", "BSSY", "BSYNC", "CALL", "DEPBAR", "EXIT", "LDC", "LDGDEPBAR", "NOP", "RET", "S2R", "WARPSYNC")
 PRODUCTS = {"HMMA": 256, "HGMMA": 512}  # multiply-adds in 16 bits per cycle; warps' own matrix instructions reach half the rate
 MATRIX_LATENCY = 32

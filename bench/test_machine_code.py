@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from . import aot, cache, machine_code, sass, sm
+from . import aot, cache, machine_code, rounds, sass, sm
 from .sass import Instruction
 
 LISTING = """
@@ -95,8 +96,21 @@ def test_a_program_may_end_in_a_loop():
 def test_a_branch_over_a_loop_is_taken_if_it_does_not_run():
     code = [branch(3), instruction("FADD"), branch(1), EXIT]
     assert sass.walk(code, (2,)) == [0, 1, 2, 1, 2, 3]
-    assert sass.walk(code, (0,)) == sass.walk(code, (0, 0)) == [0, 3]
-    assert sass.walk([EXIT], (0,)) == [0]  # none of the loops, however many
+    assert sass.walk(code, (0,)) == [0, 3]
+
+
+def test_counts_come_from_the_launch_or_from_the_kernels_name():
+    def launch(name="unknown_kernel", loops=(), **values):
+        kernel = SimpleNamespace(fn=SimpleNamespace(__name__=name))
+        return SimpleNamespace(kernel=kernel, args=values, constexprs={}, loops=loops)
+
+    code = [instruction("FADD"), branch(0), instruction("FADD"), branch(2), EXIT]
+    assert rounds.counts(launch(loops=(3, 2)), code) == (3, 2)
+    assert rounds.counts(launch(loops=(0,)), code) == (0, 0)  # none of them, however many there are
+    assert rounds.counts(launch(loops=(3,)), code) is None and rounds.counts(launch(), code) is None
+    assert rounds.counts(launch("bottleneck_adapter_kernel", C=768, BC=64, norm=None), code) == (12, 12)
+    assert rounds.counts(launch("bottleneck_adapter_kernel", C=768, BC=64, norm=1), code) is None
+    assert rounds.counts(launch(), [EXIT]) == ()
 
 
 def test_a_rest_that_copies_a_few_rows_is_left_out():
