@@ -79,7 +79,8 @@ def candidates(info: OpInfo, compiled: bool) -> dict[str, Callable[..., Tensor]]
     found |= {f"peer: {name}": peer for name, peer in peers.items()}
     if compiled:
         how = {"backend": "aot_eager"} if place.STUB else {}
-        found |= {f"peer: compiled {name}": torch.compile(peer, **how) for name, peer in PEERS[info.name].items()}
+        some = list(PEERS[info.name])[: 1 if place.STUB else None]
+        found |= {f"peer: compiled {name}": torch.compile(PEERS[info.name][name], **how) for name in some}
     return found
 
 
