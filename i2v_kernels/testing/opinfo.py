@@ -138,7 +138,8 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def pixels(*shape: int) -> Tensor:
-    return _drawn(Drawn(shape, sum(shape), pixels=True))
+    """Frames ``[..., 3]`` as decoders give them."""
+    return _drawn(Drawn((*shape, 3), sum(shape), pixels=True))
 
 
 def _drawn(what: Drawn) -> Tensor:

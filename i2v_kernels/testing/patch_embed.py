@@ -14,17 +14,13 @@ SIDE = 4  # of the patches of the first sample
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 
-def _frames(*shape: int) -> Tensor:
-    return pixels(*shape, 3)
-
-
 def _parameters(channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     return randn(channels, 3, height, width) * (3 * height * width) ** -0.5, randn(channels, seed=1)
 
 
 def _samples() -> list[Sample]:
-    frames, (weight, bias) = _frames(2, 3, 8, 12), _parameters(10, SIDE, SIDE)
-    wide = _frames(2, 6, 16, 24)
+    frames, (weight, bias) = pixels(2, 3, 8, 12), _parameters(10, SIDE, SIDE)
+    wide = pixels(2, 6, 16, 24)
     return [
         Sample("plain", (frames, weight, bias), CLIP),
         Sample("no bias", (frames, weight), CLIP),
@@ -36,11 +32,11 @@ def _samples() -> list[Sample]:
         Sample("a mean that no pixel has", (frames, weight), {"mean": (-0.3, 1.2, 0.5), "std": (0.5, 0.5, 0.5)}),
         Sample("crop of larger frames", (wide[:, :3, 5:13, 7:19], weight, bias), CLIP),
         Sample("every other frame, row and pixel", (wide[:, ::2, ::2, ::2], weight, bias), CLIP),
-        Sample("frames before clips", (_frames(3, 2, 8, 12).transpose(0, 1), weight, bias), CLIP),
-        Sample("frames on their sides", (_frames(2, 3, 12, 8).transpose(2, 3), weight, bias), CLIP),
+        Sample("frames before clips", (pixels(3, 2, 8, 12).transpose(0, 1), weight, bias), CLIP),
+        Sample("frames on their sides", (pixels(2, 3, 12, 8).transpose(2, 3), weight, bias), CLIP),
         Sample("channels-last weight", (frames, weight.contiguous(memory_format=torch.channels_last), bias), CLIP),
-        Sample("C=150, patches of 14", (_frames(1, 2, 28, 42), *_parameters(150, 14, 14)), CLIP),
-        Sample("patches of 16", (_frames(1, 2, 32, 48), *_parameters(70, 16, 16)), CLIP),
+        Sample("C=150, patches of 14", (pixels(1, 2, 28, 42), *_parameters(150, 14, 14)), CLIP),
+        Sample("patches of 16", (pixels(1, 2, 32, 48), *_parameters(70, 16, 16)), CLIP),
         Sample("one frame", (frames[:, :1], weight, bias), CLIP),
         Sample("no frames", (frames[:, :0], weight, bias), CLIP),
         Sample("no clips", (frames[:0], weight, bias), CLIP),
@@ -48,7 +44,7 @@ def _samples() -> list[Sample]:
 
 
 def _models(clips: int) -> list[Sample]:
-    frames = _frames(clips, 8, 224, 224)
+    frames = pixels(clips, 8, 224, 224)
     return [
         Sample(f"ViT-{name} T=8", (frames, _parameters(channels, side, side)[0]), CLIP)
         for name, channels, side in (("B/16", 768, 16), ("L/14", 1024, 14), ("B/32", 768, 32))
@@ -56,7 +52,7 @@ def _models(clips: int) -> list[Sample]:
 
 
 def _bad() -> list[Any]:
-    frames, (weight, bias) = _frames(2, 3, 8, 12), tuple(t.float() for t in _parameters(10, SIDE, SIDE))
+    frames, (weight, bias) = pixels(2, 3, 8, 12), tuple(t.float() for t in _parameters(10, SIDE, SIDE))
     planes = frames.permute(0, 1, 4, 2, 3)
     return [
         ("a list", ([1], weight, bias), CLIP, TypeError, "frames must be a torch.Tensor [B, T, H, W, 3], got list"),
