@@ -4,8 +4,11 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip --disable-pip-version-check --quiet
 SOURCES = setup.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
+# The oldest versions that the package takes, and those of the machine that `make gpu` was written for.
+OLDEST_PYTHON ?= python3.12
+OLDEST = build/oldest
 
-.PHONY: demo test lint bench docs gpu clean
+.PHONY: demo test test-oldest lint bench docs gpu gpu-extension clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.dependencies: constraints.txt pyproject.toml
@@ -16,14 +19,14 @@ $(VENV)/.dependencies: constraints.txt pyproject.toml
 	touch $@
 
 $(VENV)/.extension: $(VENV)/.dependencies $(SOURCES)
-	$(PIP) install --no-build-isolation --no-deps -e .
+	$(RUN) -m tests.csrc.building
 	touch $@
 
 demo: $(VENV)/.extension  ## moving digits: from an image-text model to four video models, and proof that order is what they learned
 	$(RUN) -m i2v_models.demo
 
-test: $(VENV)/.extension  ## proof steps 1 to 6
-	$(RUN) -m pytest tests bench --benchmark-disable
+test: $(VENV)/.extension  ## proof steps 1 to 6, a process for each core (of at most 8)
+	$(RUN) -m pytest tests bench --benchmark-disable --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.dependencies
 	$(RUN) -m ruff check .
@@ -45,6 +48,20 @@ OUT ?= build/gpu-results
 BUDGET ?= 420
 gpu:
 	$(PYTHON) -m bench.gpu --out "$(OUT)" --budget $(BUDGET) $(if $(RESUME),--resume "$(RESUME)") $(if $(COMMIT),--commit $(COMMIT))
+
+# For a card with CUDA 13, Python 3.12 and torch 2.11: carry i2v_kernels/_C.cpython-312*.so there beside the sources.
+gpu-extension: $(OLDEST)/.dependencies
+	I2V_KERNELS_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0a $(OLDEST)/bin/python -m tests.csrc.building
+
+test-oldest: gpu-extension  ## ops, csrc and nn with the oldest torch and Triton
+	$(OLDEST)/bin/python -m pytest -q tests/ops tests/csrc tests/test_nn.py
+
+# Triton 3.6's interpreter fails with numpy 2.4 and later; compiled kernels do not mind.
+$(OLDEST)/.dependencies: Makefile
+	test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check --quiet install torch==2.11.0 torchvision==0.26.0 triton==3.6.0 \
+		"numpy<2.4" transformers timm peft pytest pytest-timeout pybind11 ninja setuptools wheel safetensors
+	touch $@
 
 clean:
 	rm -rf $(VENV) build runs i2v_kernels.egg-info i2v_kernels/_C*.so

@@ -4,6 +4,7 @@ I2V_KERNELS_NO_EXTENSION=1   install without compiling: ops run on reference and
 I2V_KERNELS_BUILD_CUDA=0|1   leave the CUDA kernels out, or fail where they cannot be built
 TORCH_CUDA_ARCH_LIST         as everywhere in PyTorch; "8.0;9.0a;10.0+PTX" if unset
 CUDA_HOME, CXX, MAX_JOBS     as everywhere in PyTorch
+I2V_KERNELS_FAST_BUILD=1     kernels for CPUs hardly optimised: for machines where those for GPUs are all that counts
 I2V_KERNELS_SANITIZE=1       with address and undefined-behaviour sanitizers, for the tests
 I2V_KERNELS_VERBOSE=1        with every warning, and registers and spills of each CUDA kernel
 """
@@ -108,6 +109,8 @@ def extension() -> dict:
         link += ["-fsanitize=address,undefined"]
     else:
         flags.append("-g0")  # Python asks for debug information, five times the size of the module
+        if flag("I2V_KERNELS_FAST_BUILD") == "1":
+            flags.append("-O1")
     compile_args: dict[str, list[str]] = {"cxx": flags}
     kind = cpp_extension.CppExtension
     if cuda:

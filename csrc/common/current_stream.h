@@ -4,6 +4,8 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "stable.h"
+
 namespace i2v {
 
 inline cudaStream_t current_stream() {

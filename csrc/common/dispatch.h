@@ -4,6 +4,7 @@
 
 #include <string_view>
 
+#include "stable.h"
 #include "tensor.h"
 
 namespace i2v {

@@ -36,13 +36,18 @@ struct Position {
   int64_t vector, token, frame, clip;
 };
 
+template <typename Count>
+I2V_HOST_DEVICE Position position_of(const Launch& p, Count thread) {
+  const Count vectors = static_cast<Count>(p.vectors), tokens = static_cast<Count>(p.tokens);
+  const Count chunks = static_cast<Count>(p.chunks);
+  const Count row = thread / vectors, chunk = row / tokens;
+  return {static_cast<int64_t>(thread % vectors), static_cast<int64_t>(row % tokens),
+          static_cast<int64_t>(chunk % chunks) * frames_per_thread, static_cast<int64_t>(chunk / chunks)};
+}
+
+// A GPU divides 64 bits in some hundred instructions, 32 in a dozen: none of the sizes exceeds the number of threads.
 I2V_HOST_DEVICE Position position_of(const Launch& p, int64_t thread) {
-  Position at;
-  at.vector = thread % p.vectors, thread /= p.vectors;
-  at.token = thread % p.tokens, thread /= p.tokens;
-  at.frame = thread % p.chunks * frames_per_thread;
-  at.clip = thread / p.chunks;
-  return at;
+  return p.threads >> 32 == 0 ? position_of<uint32_t>(p, static_cast<uint32_t>(thread)) : position_of<int64_t>(p, thread);
 }
 
 // Groups that are not there stop at 0, so the loop is unrolled whole and its table stays in the constant bank.

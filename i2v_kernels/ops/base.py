@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,7 +25,11 @@ LIBRARY = torch.library.Library("i2v_kernels", "DEF")
 BACKENDS = ("reference", "sdpa", "library", "cpu", "triton", "cuda")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPS: dict[str, Op] = {}
-_OUTERMOST = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
+_include_set = torch._C._dispatch_tls_local_include_set
+_OUTERMOST = (_include_set(), torch._C._dispatch_tls_local_exclude_set())
+_NUMBERS = frozenset((type(None), bool, int, float, str, list, tuple))
+with torch.inference_mode():
+    _ORDINARY = (_OUTERMOST[0].raw_repr(), _include_set().raw_repr())
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FORCED = os.environ.get("I2V_KERNELS_BACKEND", "")
@@ -89,12 +94,13 @@ class Op:
     save: Callable[[Any, tuple[Any, ...], Any], None] = lambda *args: None
     gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]] | None = None
     by_name_only: dict[str, str] = field(default_factory=dict)
-    forward_args: Callable[[tuple[Any, ...], int], tuple[Any, ...]] = lambda args, count: args[1 : 1 + count]
+    forward_args: Callable[[Sequence[Any], int], Sequence[Any]] = lambda args, count: args[1 : 1 + count]
 
     def __post_init__(self) -> None:
         OPS[self.name] = self
         self._recorder: list[tuple[Any, ...]] | None = None
         self._by_name = {backend.name: backend for backend in self.backends}
+        self._in_cpp = any(backend.native for backend in self.backends) and _extension.why_no_cpu() is None
         for name, schema, run, fake in (
             (self.name, self.schema, self._forward, self._fake),
             (f"{self.name}_backward", self.backward_schema, self._backward, lambda *args: self.fake_backward(*args[:-1])),
@@ -104,16 +110,20 @@ class Op:
             arguments, returns = schema.split(" -> ")
             LIBRARY.define(f"{name}{arguments[:-1]}, str backend) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
             LIBRARY.impl(name, run, "CUDA")
-            if any(b.native for b in self.backends) and _extension.why_no_cpu() is None:  # see csrc/common/dispatch.h
+            if self._in_cpp:  # see csrc/common/dispatch.h
                 LIBRARY.define(f"{name}_by_name{arguments[:-1]}, str backend) -> {returns}")
                 LIBRARY.impl(f"{name}_by_name", run, "CPU")
             else:
                 LIBRARY.impl(name, run, "CPU")
             torch.library.register_fake(f"i2v_kernels::{name}", fake, lib=LIBRARY)
         self.forward_op = getattr(torch.ops.i2v_kernels, self.name).default
+        self._arity = len(self.forward_op._schema.arguments) - 1
         if self.backward_schema:
             self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
-            self._function = _autograd_function(self)
+            self._returned = len(self.backward_op._schema.returns)
+            self._function = _autograd_function(self, self.forward_op)
+            # without what Function.apply does in Python, which concerns functorch's transforms alone
+            self._apply = super(torch.autograd.Function, _autograd_function(self, self._forward)).apply
             LIBRARY.impl(self.name, self._autograd, "Autograd")
         else:
             LIBRARY.impl(self.name, self._in_place, "Autograd")
@@ -133,10 +143,36 @@ class Op:
             self.choose(args, backend)
         if not self.backward_schema:
             return self._in_place(*args, backend)
+        direct = self._direct(args)
         if torch.is_grad_enabled():
-            return self.forward_op(*args, backend)
+            if not direct:
+                return self.forward_op(*args, backend)
+            for arg in args:
+                if type(arg) not in _NUMBERS and isinstance(arg, Tensor) and arg.requires_grad:
+                    return self._apply(*args, backend)
         with torch._C._AutoDispatchBelowAutograd():  # nothing to record: spare the way through Python that would find so
-            return self.forward_op(*args, backend)
+            return self._forward(*args, backend) if direct else self.forward_op(*args, backend)
+
+    def _direct(self, args: tuple[Any, ...]) -> bool:
+        """Whether the dispatcher would do nothing with these arguments but call this op's kernels in Python.
+
+        Several microseconds each time. It is asked wherever it may have more to do: under modes, transforms, tracers and
+        profilers, for tensors of other classes and devices, and for kernels in C++.
+        """
+        for arg in args:
+            kind = type(arg)
+            if kind is Tensor or kind is torch.nn.Parameter:
+                if arg.is_neg():
+                    return False
+            elif kind not in _NUMBERS and isinstance(arg, Tensor):
+                return False
+        first = args[0]
+        return (
+            (first.is_cuda or (first.is_cpu and not self._in_cpp))
+            and _include_set().raw_repr() in _ORDINARY
+            and not torch._C._is_torch_function_mode_enabled()
+            and not torch.autograd._profiler_enabled()
+        )
 
     @contextmanager
     def recording(self, calls: list[tuple[Any, ...]]) -> Iterator[None]:
@@ -149,20 +185,21 @@ class Op:
         finally:
             self._recorder = None
 
-    def why_not(self, name: str, args: tuple[Any, ...]) -> str | None:
+    def why_not(self, name: str, args: Sequence[Any]) -> str | None:
         """None if the backend of that name can run these arguments, else the reason."""
         if name not in self._by_name:
             return f"{self.name} has no such backend"
         return self._by_name[name].can_run(*args)
 
-    def choose(self, args: tuple[Any, ...], requested: str = "") -> Backend:
+    def choose(self, args: Sequence[Any], requested: str = "") -> Backend:
         """The backend that runs these arguments; a requested one raises ``NotImplementedError`` if it cannot."""
         if requested:
             reason = self.why_not(requested, args)
             if reason is not None:
                 raise NotImplementedError(f"{self.name}: backend={requested!r} cannot run this call: {reason}")
             return self._by_name[requested]
-        for name in self.preference.get(args[0].device.type, ("reference",)):
+        device = "cuda" if args[0].is_cuda else args[0].device.type
+        for name in self.preference.get(device, ("reference",)):
             backend = self._by_name[name]
             if backend.can_run(*args) is None:
                 return backend
@@ -174,10 +211,12 @@ class Op:
         return self.fake(*args[:-1])
 
     def _forward(self, *args: Any) -> Any:
-        return self.choose(args[:-1], args[-1]).forward(*args[:-1])
+        *given, backend = args
+        return self.choose(given, backend).forward(*given)
 
     def _backward(self, *args: Any) -> Any:
-        return self.choose(self.forward_args(args[:-1], self._arity), args[-1]).backward(*args[:-1])
+        *given, backend = args
+        return self.choose(self.forward_args(given, self._arity), backend).backward(*given)
 
     def _autograd(self, *args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
@@ -194,27 +233,34 @@ class Op:
             )
         torch.autograd.graph.increment_version(args[0])
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            self.forward_op(*args)
+            (self._forward if self._direct(args) else self.forward_op)(*args)
 
     def wanted_gradients(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """What the backward op returns for the first inputs: it takes (grad, these, *ctx.rest, what else was saved, wanted)."""
-        count = len(self.backward_op._schema.returns)
-        wanted, saved = [bool(needed) for needed in ctx.needs_input_grad[:count]], ctx.saved_tensors
-        grads = self.backward_op(grad, *saved[:count], *ctx.rest, *saved[count:], wanted, ctx.backend)
+        count, saved = self._returned, ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:count])
+        grads = self.derive(grad, *saved[:count], *ctx.rest, *saved[count:], wanted, ctx.backend)
         return (*(g if want else None for g, want in zip(grads, wanted)), *[None] * (self._arity - count))
 
-    @property
-    def _arity(self) -> int:
-        return len(self.forward_op._schema.arguments) - 1
+    def within(self, *args: Any) -> Any:
+        """The forward op, called by a kernel of another one."""
+        return (self._forward if self._direct(args) else self.forward_op)(*args)
+
+    def derive(self, *args: Any) -> Any:
+        """The backward op."""
+        if not self._direct(args):
+            return self.backward_op(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._backward(*args)
 
 
-def _autograd_function(op: Op) -> Any:
+def _autograd_function(op: Op, run: Callable[..., Any]) -> Any:
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             ctx.backend = args[-1]
             with torch._C._AutoDispatchBelowAutograd():
-                result = op.forward_op(*args)
+                result = run(*args)
             op.save(ctx, args[:-1], result)
             if not isinstance(result, Tensor):
                 ctx.mark_non_differentiable(*result[1:])
@@ -222,14 +268,17 @@ def _autograd_function(op: Op) -> Any:
             return result
 
         @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-            if grad is None:  # a later function had none for the output
-                return (None,) * (op._arity + 1)
-            if grad.stride(-1) != 1 and grad.shape[-1] != 1:
-                grad = grad.contiguous()  # expanded gradients, as from .sum()
-            return (*(op.gradients or op.wanted_gradients)(ctx, grad), None)
+        def backward(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
+            return (once if torch.is_grad_enabled() else derive)(ctx, grad, *others)
 
+    def derive(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:  # a later function had none for the output
+            return (None,) * (op._arity + 1)
+        if grad.stride(-1) != 1 and grad.shape[-1] != 1:
+            grad = grad.contiguous()  # expanded gradients, as from .sum()
+        return (*(op.gradients or op.wanted_gradients)(ctx, grad), None)
+
+    once = torch.autograd.function.once_differentiable(derive)
     Function.__name__ = Function.__qualname__ = "".join(part.title() for part in op.name.split("_"))
     return Function
 
@@ -283,16 +332,22 @@ def triton_backend(op: str, limits: Callable[..., str | None]) -> Backend:
 
     def can_run(*args: Any) -> str | None:
         first = args[0]
-        if first.device.type != "cuda" and not (INTERPRETED and first.device.type == "cpu"):
+        if not first.is_cuda and not (INTERPRETED and first.device.type == "cpu"):
             return f"the tensors are on {first.device} (and TRITON_INTERPRET=1 is not set)"
-        if importlib.util.find_spec("triton") is None:
+        if not has_triton():
             return "triton is not installed"
         return limits(*args)
 
+    @cache
     def kernels() -> Any:
         return importlib.import_module(f"i2v_kernels.ops.{op}.triton_kernels")
 
     return Backend("triton", can_run, lambda *args: kernels().forward(*args), lambda *args: kernels().backward(*args))
+
+
+@cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 class _autograd_again:

@@ -15,21 +15,26 @@ def tensor(
     """A floating-point tensor of this shape (None: any size), last stride 1, on the device and of the dtype of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor {layout}, got {type(value).__name__}")
-    if value.dtype not in FLOATS:
-        raise TypeError(f"{op}: {name}.dtype={value.dtype}, but only float64, float32, bfloat16 and float16 are supported")
-    got = value.shape
-    if len(got) != len(shape) or (got != shape and any(a is not None and a != b for a, b in zip(shape, got))):
+    dtype, got = value.dtype, value.shape
+    if dtype not in FLOATS:
+        raise TypeError(f"{op}: {name}.dtype={dtype}, but only float64, float32, bfloat16 and float16 are supported")
+    fits = len(got) == len(shape)
+    if fits and got != shape:
+        for a, b in zip(shape, got):  # not any(): a generator takes longer than all the rest
+            if a is not None and a != b:
+                fits = False
+    if not fits:
         wanted = "" if all(size is None for size in shape) else f" with sizes {tuple('*' if s is None else s for s in shape)}"
         raise ValueError(f"{op}: {name}.shape={tuple(got)}, but {layout}{wanted} is needed")
-    if got[-1] > 1 and value.stride(-1) != 1 and not any_stride:
+    if not any_stride and got[-1] > 1 and value.stride(-1) != 1:
         raise ValueError(
             f"{op}: {name}.stride()={tuple(value.stride())}, but the last dimension must have stride 1; "
             f"pass {name}.contiguous() or arrange the layout so"
         )
     if like is not None:
         same_place(op, name, value, like)
-        if value.dtype != like.dtype:
-            raise TypeError(f"{op}: {name}.dtype={value.dtype}, but the first argument has {like.dtype}")
+        if dtype != like.dtype:
+            raise TypeError(f"{op}: {name}.dtype={dtype}, but the first argument has {like.dtype}")
 
 
 def same_place(op: str, name: str, value: Tensor, like: Tensor) -> None:
@@ -70,7 +75,9 @@ def one_of(op: str, name: str, value: object, choices: tuple[str, ...]) -> None:
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under ``torch.autocast``: the tensors in its dtype, as PyTorch does for matrix products and convolutions."""
     first = tensors[0]
-    if isinstance(first, Tensor) and first.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(first.device.type):
-        dtype = torch.get_autocast_dtype(first.device.type)
-        return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in FLOATS[1:] else t for t in tensors)
+    if isinstance(first, Tensor):
+        device = "cuda" if first.is_cuda else "cpu" if first.is_cpu else ""
+        if device and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in FLOATS[1:] else t for t in tensors)
     return tensors

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,11 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch; ``args`` by the kernel's names. ``None`` and the int 1 become constants, as in Triton."""
+    """One kernel launch; ``args`` by the kernel's names. ``None`` and the int 1 become constants, as in Triton.
+
+    ``loops``: how often a program goes through each loop that the compiler leaves, in order of their ends in the code, an inner
+    loop each time that it is entered; 0: not at all (the path for NaN), zeros alone: through none. For those who read the code.
+    """
 
     kernel: Any
     programs: int
@@ -33,10 +36,12 @@ class Launch:
     threads: int = 128
     stages: int = 1
     options: dict[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})
+    loops: tuple[int, ...] = ()
 
-    def run(self) -> None:
+    def run(self) -> Any:
+        """The compiled kernel, or None in the interpreter."""
         # fusion is named because Triton's default for it changes between versions, and results with it
-        self.kernel[(self.programs,)](
+        return self.kernel[(self.programs,)](
             **self.args, **self.constexprs, num_warps=self.threads // WARP, num_stages=self.stages, **self.options
         )
 
@@ -46,18 +51,23 @@ class Launch:
         Pointers count as 16-byte aligned, as those of PyTorch's allocator are.
         """
         signature, constants, divisible = {}, dict(self.constexprs), []
+        general, unaligned = (
+            {param.name for param in self.kernel.params if getattr(param, name)}
+            for name in ("do_not_specialize", "do_not_specialize_on_alignment")
+        )
         for name, value in self.args.items():
-            if value is None or (isinstance(value, int) and value == 1):
+            if value is None or (isinstance(value, int) and value == 1 and name not in general):
                 constants[name] = value
-            elif isinstance(value, Tensor):
-                signature[name] = "*" + TYPES[value.dtype]
-                divisible.append(name)
-            elif isinstance(value, float):
+                continue
+            if isinstance(value, float):
                 signature[name] = "fp32"
+                continue
+            if isinstance(value, Tensor):
+                signature[name], aligned = "*" + TYPES[value.dtype], True
             else:
-                signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-                if value % 16 == 0:
-                    divisible.append(name)
+                signature[name], aligned = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+            if aligned and name not in general | unaligned:
+                divisible.append(name)
         return {**signature, **dict.fromkeys(constants, "constexpr")}, constants, divisible
 
 
@@ -76,13 +86,6 @@ class Entry:
     vectors: bool = True
 
 
-def run(launches: Iterable[Launch], device: torch.device) -> None:
-    """Run the launches in order on the current stream of that device."""
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        for launch in launches:
-            launch.run()
-
-
 def pow2(n: int) -> int:
     """The smallest power of two that is at least n (and 1)."""
     return 1 << max(n - 1, 0).bit_length()
@@ -94,9 +97,10 @@ def cdiv(a: int, b: int) -> int:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """True fp32 products unless the user has switched PyTorch's own to TF32."""
-    tf32 = dtype == torch.float32 and torch.version.hip is None and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if tf32 else "ieee"
+    """True fp32 products unless the user has switched PyTorch's own to TF32, by its new setting or the old one."""
+    if dtype != torch.float32 or torch.version.hip is not None:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def dots_in_fp32(dtype: torch.dtype) -> bool:

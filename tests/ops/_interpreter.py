@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from test_correct import compare, run
 from test_temporal_attention import log_sum_exp
 from test_token_shift_in_place import CALLS as IN_PLACE
 from test_token_shift_in_place import same_bits_as_out_of_place, takes_what_is_empty, writes_nothing_else
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import i2v_kernels as i2v
 from i2v_kernels.ops.base import OPS
+from i2v_kernels.ops.patch_embed import fold
 from i2v_kernels.testing import OPINFOS, Sample
+from i2v_kernels.testing.bottleneck_adapter import _parameters as bottleneck
+from i2v_kernels.testing.patch_embed import CLIP
+from i2v_kernels.testing.patch_embed import _frames as frames
+from i2v_kernels.testing.patch_embed import _parameters as patch_weights
 
 INFOS = {info.name: info for info in OPINFOS if any(b.name == "triton" for b in OPS[info.name].backends)}
 
@@ -36,6 +44,13 @@ MORE = {
         Sample("many to few", (randn(1, 40, 2, 1, 8), *randn(2, 1, 7, 2, 1, 8).unbind(0)), {"bias": randn(1, 40, 7)}),
         Sample("few to many", (randn(2, 5, 2, 1, 8), *randn(2, 2, 36, 2, 1, 8).unbind(0)), {"causal": True}),
     ],
+    "bottleneck_adapter": [
+        # 160 rows, three blocks of channels, a bottleneck of 128 and 42 columns
+        Sample("several tiles", (randn(2, 4, 20, 72), *bottleneck(72, 170)), {"norm": (randn(72), randn(72, seed=1), 1e-5)}),
+        Sample("as many columns as a tile", (randn(2, 4, 20, 64), *bottleneck(64, 192)), {"activation": "relu", "scale": 0.5}),
+        Sample("256 columns", (randn(1, 3, 30, 40), *bottleneck(40, 256)), {"activation": "silu", "residual": False}),
+    ],
+    "patch_embed": [Sample("a wide tile", (frames(1, 2, 32, 48), *patch_weights(200, 16, 16)), CLIP)],
     "token_shift": [Sample("several tiles", (randn(1, 3, 5, 520), [(264, 1), (3, -1)]), {"padding": "edge"})],
     "temporal_conv": [
         Sample("looped taps", (randn(1, 5, 6, 3), randn(3, 1, 5, 3, 3), randn(3)), {"grid": (2, 3)}),
@@ -117,3 +132,57 @@ def test_sequences_of_a_tile_are_apart(place, value):
 def test_double_precision_is_refused(name):
     with pytest.raises(NotImplementedError, match="float64"):
         run(INFOS[name], INFOS[name].samples()[0].to(requires_grad=True), "triton")
+
+
+class Calls(TorchDispatchMode):
+    """The names of PyTorch's operations that a block of code calls."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def kernels_of(name):
+    return importlib.import_module(f"i2v_kernels.ops.{name}.triton_kernels")
+
+
+def test_patch_embed_in_two_launches(monkeypatch):
+    """The weights are folded in every call, so that no change can go unseen, in one launch: PyTorch computes nothing."""
+    kernels, launched = kernels_of("patch_embed"), []
+    video, (weight, bias) = frames(1, 2, 8, 12), (t.half() for t in patch_weights(10, 4, 4))
+    with monkeypatch.context() as patch, Calls() as calls:
+        patch.setattr(kernels, "run", lambda launches, device: launched.extend(launches))
+        kernels.forward(video, weight, bias, list(CLIP["mean"]), list(CLIP["std"]))
+    assert [launch.kernel.__name__ for launch in launched] == ["fold_kernel", "patch_embed_kernel"]
+    assert {name for name in calls.names if not name.startswith(("empty", "new_empty", "fill"))} == set()
+    first = i2v.patch_embed(video, weight, bias, **CLIP, backend="triton")
+    weight.data.mul_(2)  # autograd counts no such change
+    second = i2v.patch_embed(video, weight, bias, **CLIP, backend="triton")
+    torch.testing.assert_close(second - bias, 2 * (first - bias), rtol=2e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("side, layout", [(4, torch.contiguous_format), (14, torch.channels_last), (20, torch.channels_last)])
+def test_patch_embed_folds_as_pytorch_does(side, layout, bias, dtype):
+    kernels, (weight, vector) = kernels_of("patch_embed"), patch_weights(6, side, side)
+    weight, mean, std = weight.to(dtype).contiguous(memory_format=layout), list(CLIP["mean"]), list(CLIP["std"])
+    vector = vector.to(dtype) if bias else None
+    (matrix, got), (want, shift) = kernels.fold(weight, vector, mean, std), fold.fold(weight, vector, mean, std)
+    assert torch.equal(matrix, want)
+    torch.testing.assert_close(got, shift, rtol=1e-5, atol=1e-6)
+    product, sums = torch.randn(6, want.shape[1]), torch.randn(6)
+    got, want = (module.unfold(product, sums, weight, mean, std) for module in (kernels, fold))
+    assert got.stride() == want.stride()
+    torch.testing.assert_close(got, want, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_tiles_of_token_shift_leave_few_lanes_idle():
+    tile = kernels_of("token_shift").tile
+    widths = {384: (32, 128), 760: (16, 256), 768: (16, 256), 1024: (8, 512), 1280: (16, 256)}
+    assert {channels: tile(197, channels, 2) for channels in widths} == widths
+    assert tile(5, 24, 4) == (8, 32) and tile(1, 1, 2) == (1, 1)

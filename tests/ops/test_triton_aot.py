@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled ahead for real GPUs, held against aot_golden.json. ``python test_triton_aot.py --update``.
+"""Every Triton kernel compiled ahead for real GPUs, held against aot_golden.json: ``python -m bench.machine_code --update``.
 
 What is compiled are the launches themselves, on meta tensors of real models' shapes. A compiled kernel must not spill, must
 fit in shared memory, must read 16 bytes at a time and, in 16 bits, use matrix instructions; none of it may get worse.
@@ -6,120 +6,24 @@ fit in shared memory, must read 16 bytes at a time and, in 16 bits, use matrix i
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import re
 import subprocess
 import sys
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-import torch
 
-OPS = ("token_shift", "temporal_conv", "temporal_attention", "bottleneck_adapter", "patch_embed")
+ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("aot_golden.json")
-TARGETS = {  # name: (backend, architecture, lanes of a warp, bytes of shared memory that a block may have)
-    "sm_80": ("cuda", 80, 32, 163 * 1024),
-    "sm_90": ("cuda", 90, 32, 227 * 1024),
-    "sm_100": ("cuda", 100, 32, 227 * 1024),
-    "gfx942": ("hip", "gfx942", 64, 64 * 1024),
-}
-VECTOR_LOADS = {
-    "cuda": r"\bLDG\.E[.\w]*\.128|\bLDGSTS\.E[.\w]*\.128",
-    "hip": r"\b(?:global|buffer)_load_dwordx4",
-}
-MATRIX = {"cuda": r"\b[HQI]?MMA\.|\b[HQ]GMMA\.|\bUTC\w*MMA", "hip": r"\bv_mfma"}
-# one 16-bit type on every GPU; the others where the compiler has most choices, once for each maker
-DTYPES = {
-    torch.bfloat16: tuple(TARGETS),
-    torch.float16: ("sm_90",),
-    torch.float32: ("sm_90", "gfx942"),
-}
-REGISTERS = 1.15  # growth that the same compiler may show before it counts
-
-
-def entries():
-    for op in OPS:
-        yield from importlib.import_module(f"i2v_kernels.ops.{op}.triton_kernels").AOT
-
-
-def compile_all(index):
-    """``{key: facts}`` of one entry in all its dtypes, for all targets."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    entry, facts = list(entries())[index], {}
-    for dtype in entry.dtypes:
-        launch = entry.launch(dtype)
-        signature, constants, divisible = launch.specialised()
-        names = launch.kernel.arg_names
-        source = ASTSource(
-            launch.kernel,
-            {name: signature[name] for name in names},
-            {(names.index(name),): value for name, value in constants.items()},
-            {(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
-        )
-        for name in DTYPES[dtype]:
-            backend, arch, lanes, _ = TARGETS[name]
-            options = {"num_warps": launch.threads // lanes, "num_stages": launch.stages, **launch.options}
-            compiled = triton.compile(source, target=GPUTarget(backend, arch, lanes), options=options)
-            key = f"{entry.name} | {str(dtype).removeprefix('torch.')} | {name}"
-            facts[key] = {
-                **(nvidia if backend == "cuda" else amd)(compiled.asm),
-                "shared": compiled.metadata.shared,
-                "dots": entry.dots and dtype.itemsize == 2,
-                "vectors": entry.vectors,
-            }
-    return facts
-
-
-def nvidia(asm):
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(asm["cubin"])
-        usage = subprocess.run([tools / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True, check=True)
-        sass = subprocess.run([tools / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout).groups()
-    return {"registers": int(registers), "spilled": int(stack), **count(sass, "cuda")}
-
-
-def amd(asm):
-    text = asm["amdgcn"]
-    # scalar registers spill to lanes of vector registers, not to memory: they do not count
-    spilled = int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text).group(1))
-    registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text).group(1))
-    return {"registers": registers, "spilled": spilled, **count(text, "hip")}
-
-
-def count(text, backend):
-    return {
-        "vector loads": len(re.findall(VECTOR_LOADS[backend], text)),
-        "matrix instructions": len(re.findall(MATRIX[backend], text)),
-    }
-
-
-def measure():
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache
-        facts = {}
-        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-            for part in pool.map(compile_all, range(len(list(entries())))):
-                facts.update(part)
-    return facts
+SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB that a block may have
+GROWTH = 1.15  # of registers and instructions that the same compiler may show before it counts
+MORE = {"barriers": "barriers", "narrow loads": "loads below 16 bytes", "narrow stores": "stores below 16 bytes"}
 
 
 def complaints(key, facts, golden, same_compiler):
     """What is wrong with one compiled kernel, in itself and beside the table."""
-    limit = TARGETS[key.split(" | ")[2]][3]
+    limit = 1024 * SHARED[key.split(" | ")[2]]
     if facts["spilled"] > 0:
         yield f"spills {facts['spilled']} bytes or registers"
     if facts["shared"] > limit:
@@ -131,38 +35,73 @@ def complaints(key, facts, golden, same_compiler):
     if golden is None:
         yield "is not in the table: --update"
     elif same_compiler:
-        if facts["registers"] > REGISTERS * golden["registers"] + 8:
+        if facts["registers"] > GROWTH * golden["registers"] + 8:
             yield f"takes {facts['registers']} registers, {golden['registers']} before"
+        if facts["instructions"] > GROWTH * golden["instructions"] + 16:
+            yield f"has {facts['instructions']} instructions, {golden['instructions']} before"
         if facts["shared"] > golden["shared"]:
             yield f"takes {facts['shared']} bytes of shared memory, {golden['shared']} before"
+        if facts["resident"] < golden["resident"]:
+            yield f"leaves room for {facts['resident']} programs on a multiprocessor, {golden['resident']} before"
+        for what, words in MORE.items():
+            if facts[what] > golden[what]:
+                yield f"has {facts[what]} {words}, {golden[what]} before"
         for what in ("vector loads", "matrix instructions"):
             if facts[what] < golden[what] / 2:
                 yield f"has {facts[what]} {what}, {golden[what]} before"
 
 
-@pytest.mark.slow
-def test_compiled_ahead():
-    """In a process of its own: this one may be interpreting Triton."""
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """What bench.machine_code reads, in a process of its own: this one may be interpreting Triton."""
     pytest.importorskip("triton")
+    path = tmp_path_factory.mktemp("aot") / "table.json"
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
+    command = [sys.executable, "-m", "bench.machine_code", "--no-model", "--json", str(path)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
+    return json.loads(path.read_text())
 
 
-def main():
-    import triton
-
-    facts = measure()
-    if "--update" in sys.argv:
-        table = {"triton": triton.__version__, **facts}
-        rows = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in table.items())
-        GOLDEN.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+@pytest.mark.slow
+def test_compiled_ahead(table):
     golden = json.loads(GOLDEN.read_text())
-    same = golden["triton"] == triton.__version__
-    wrong = [f"{key} {text}" for key in facts for text in complaints(key, facts[key], golden.get(key), same)]
-    print("\n".join([*wrong, f"{len(facts)} compiled kernels, torch {torch.__version__}, triton {triton.__version__}"]))
-    return 1 if wrong else 0
+    same = golden["triton"] == table["triton"]
+    kernels = {key: facts for key, facts in table.items() if isinstance(facts, dict)}
+    wrong = [f"{key} {text}" for key, facts in kernels.items() for text in complaints(key, facts, golden.get(key), same)]
+    wrong += [f"{key} is in the table alone: --update" for key in golden if key != "triton" and key not in kernels]
+    assert not wrong, "\n".join(wrong)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@pytest.mark.slow
+def test_every_kernel_is_in_a_table(table):
+    assert table["unlisted"] == []
+
+
+GOOD = {
+    "registers": 64, "spilled": 0, "shared": 4096, "instructions": 400, "barriers": 2, "vector loads": 8, "narrow loads": 0,
+    "vector stores": 4, "narrow stores": 0, "matrix instructions": 16, "loops": 0, "resident": 8, "dots": True, "vectors": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"spilled": 8}, "spills"),
+        ({"shared": 1 << 18}, "needs"),
+        ({"vector loads": 0}, "reads no 16"),
+        ({"vector loads": 3}, "vector loads"),
+        ({"matrix instructions": 0}, "no matrix"),
+        ({"registers": 90}, "registers"),
+        ({"instructions": 500}, "instructions"),
+        ({"resident": 7}, "room for 7 programs"),
+        ({"barriers": 3}, "3 barriers, 2 before"),
+        ({"narrow loads": 1}, "loads below 16 bytes"),
+        ({"narrow stores": 1}, "stores below 16 bytes"),
+    ],
+)
+def test_what_gets_worse_is_named(change, word):
+    key = "some kernel | bfloat16 | sm_90"
+    assert list(complaints(key, GOOD, GOOD, True)) == []
+    assert word in "\n".join(complaints(key, {**GOOD, **change}, GOOD, True))
+    assert "not in the table" in "\n".join(complaints(key, GOOD, None, True))

@@ -67,10 +67,11 @@ def gathered(
 
 
 def forward(
-    frames: Tensor, weight: Tensor, bias: Tensor | None, mean: list[float], std: list[float], gather: Gather = patch_rows
-) -> Tensor:
+    frames: Tensor, weight: Tensor, bias: Tensor | None, mean: list[float], std: list[float], gather: Gather = patch_rows,
+    folded: Callable[..., tuple[Tensor, Tensor]] = fold,
+) -> Tensor:  # fmt: skip
     out = empty_output(frames, weight)
-    matrix, vector = fold(weight, bias, mean, std)
+    matrix, vector = folded(weight, bias, mean, std)
     vector = vector.to(weight.dtype)
     for into, rows in gathered(gather, frames, weight, mean, out):
         torch.addmm(vector, rows, matrix.t(), out=into)
@@ -79,7 +80,7 @@ def forward(
 
 def backward(
     grad: Tensor, frames: Tensor, weight: Tensor, bias: Tensor | None, mean: list[float], std: list[float], wanted: list[bool],
-    gather: Gather = patch_rows,
+    gather: Gather = patch_rows, unfolded: Callable[..., Tensor] = unfold,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What of the gradients of weight and bias is wanted; the patches are gathered again."""
     wide = accumulate_dtype(weight.dtype)
@@ -95,6 +96,6 @@ def backward(
         sums = grad.sum((0, 1, 2), dtype=wide)
     nothing = grad.new_empty(0)
     return (
-        unfold(product, sums, weight, mean, std) if wanted[0] else nothing,
+        unfolded(product, sums, weight, mean, std) if wanted[0] else nothing,
         sums.to(weight.dtype) if wants_bias else nothing,
     )

@@ -7,39 +7,38 @@ is at most 1/512: measured from m, nothing large is left that bias and product w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..base import accumulate_dtype, empty_dense_like
 
 
-def centre(mean: list[float]) -> list[int]:
+def centre(mean: Sequence[float]) -> list[int]:
     """m: what pixels are measured from, itself a pixel value."""
     return [min(max(round(255 * value), 0), 255) for value in mean]
 
 
-def scales(std: list[float]) -> list[float]:
+def scales(std: Sequence[float]) -> list[float]:
     return [256 / (255 * value) for value in std]
 
 
-def rests(mean: list[float]) -> list[float]:
+def rests(mean: Sequence[float]) -> list[float]:
     """r."""
     return [(m - 255 * value) / 256 for m, value in zip(centre(mean), mean)]
 
 
-def fold(
-    weight: Tensor, bias: Tensor | None, mean: list[float], std: list[float], multiple: int = 1
-) -> tuple[Tensor, Tensor]:
+def fold(weight: Tensor, bias: Tensor | None, mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:
     """``[C, 3, ph, pw]`` and ``[C]`` -> w' in the order of the frames, ``[C, ph * pw * 3]``, and the bias in the dtype of sums.
 
-    The bias makes up for r by w' as it is rounded. Rows of w' are filled up to a ``multiple`` with zeros.
+    The bias makes up for r by w' as it is rounded.
     """
     channels, _, height, width = weight.shape
     wide, size = accumulate_dtype(weight.dtype), height * width * 3
     scaled = (weight.to(wide) * _numbers(scales(std), weight)[:, None, None]).to(weight.dtype)
-    make = torch.zeros if size % multiple else torch.empty
-    matrix = make(channels, -(-size // multiple) * multiple, dtype=weight.dtype, device=weight.device)
-    matrix[:, :size].unflatten(1, (height, width, 3)).copy_(scaled.permute(0, 2, 3, 1))
+    matrix = torch.empty(channels, size, dtype=weight.dtype, device=weight.device)
+    matrix.unflatten(1, (height, width, 3)).copy_(scaled.permute(0, 2, 3, 1))
     shift = (scaled.to(wide).sum((2, 3)) * _numbers(rests(mean), weight)).sum(1)
     return matrix, shift if bias is None else shift + bias
 

@@ -96,8 +96,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = [bool(needed) for needed in ctx.needs_input_grad[1:3]]
-    grads = _OP.backward_op(grad, *ctx.saved_tensors, *ctx.rest, wanted, ctx.backend)
+    wanted = list(ctx.needs_input_grad[1:3])
+    grads = _OP.derive(grad, *ctx.saved_tensors, *ctx.rest, wanted, ctx.backend)
     return (None, *(g if want else None for g, want in zip(grads, wanted)), None, None)
 
 

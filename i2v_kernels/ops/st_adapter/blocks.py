@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..base import accumulate_dtype, empty_dense_like, empty_tokens, memory_order
+from ..base import OPS, accumulate_dtype, empty_dense_like, empty_tokens, memory_order
 from ..products import add_product, block_count, project
 
 PLAIN = ("zero", 1, "", False)  # of temporal_conv: prefix_mode, dilation, activation, residual
@@ -26,10 +26,11 @@ class Rows:
 
     def flat(self, x: Tensor) -> Tensor:
         """A view where x lies as the output does, else a copy of this block alone."""
-        return x.permute(*self.order, 3).reshape(-1, x.shape[3])
+        return (x if self.order == [0, 1, 2] else x.permute(*self.order, 3)).reshape(-1, x.shape[3])
 
     def tokens(self, rows: Tensor) -> Tensor:
-        return rows.view(*self.sizes, rows.shape[1]).permute(*self.back, 3)
+        x = rows.view(*self.sizes, rows.shape[1])
+        return x if self.order == [0, 1, 2] else x.permute(*self.back, 3)
 
 
 def blocks(out: Tensor, width: int) -> Iterator[tuple[slice, Rows]]:
@@ -66,7 +67,7 @@ def forward(
 def convolve(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, prefix: int, backend: str
 ) -> Tensor:
-    return torch.ops.i2v_kernels.temporal_conv(hidden, weight, bias, height, width, prefix, *PLAIN, backend)
+    return OPS["temporal_conv"].within(hidden, weight, bias, height, width, prefix, *PLAIN, backend)
 
 
 def backward(
@@ -99,7 +100,7 @@ def backward(
         if not any(wanted[:5]):
             continue
         d_mixed = rows.tokens(flat_grad @ up_weight)
-        d_hidden, *d_kernel = torch.ops.i2v_kernels.temporal_conv_backward(
+        d_hidden, *d_kernel = OPS["temporal_conv"].derive(
             d_mixed, hidden, conv_weight, conv_bias, height, width, prefix, *PLAIN, conv_wanted, backend
         )
         for total, part in zip((d_conv, d_conv_bias), d_kernel):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ... import _extension
 from .packing import empty_grads, empty_output, unpacked
@@ -32,13 +33,25 @@ def limits(q: Tensor, k: Tensor | None, v: Tensor | None) -> str | None:
         return f"H={heads}, D={dim}: the kernels take D in multiples of 8 up to {WIDEST} and at most {HEADS} heads"
     for name, x in zip("qkv", (q, k, v)):
         if x is not None and not _aligned(x):
-            return f"{name}.stride()={x.stride()}: the kernels need every row to begin at a multiple of 16 bytes"
+            place = f"{name}.stride()={x.stride()}, storage_offset()={x.storage_offset()}"
+            return f"{place}: the kernels need every row to begin at a multiple of 16 bytes"
     return None
 
 
 def _aligned(x: Tensor) -> bool:
     steps = [stride for size, stride in zip(x.shape[:-1], x.stride()) if size > 1]
-    return all(step % 8 == 0 for step in (x.storage_offset(), *steps))
+    return all(step % 8 == 0 for step in steps) and _address(x) % 16 == 0
+
+
+def _address(x: Tensor) -> int:
+    """Where the tensor begins: foreign memory (DLPack) may do so anywhere. Of a tensor without memory, within its storage."""
+    within = x.storage_offset() * x.element_size()
+    if isinstance(x, FakeTensor):
+        return within
+    try:
+        return x.data_ptr() or within
+    except RuntimeError:  # of torch.func's wrappers
+        return within
 
 
 def forward(
@@ -66,7 +79,7 @@ def backward(
         shares = max(1, min(units, WARPS // heads))
         sums = torch.empty(shares, heads, q.shape[1], keys, dtype=torch.float32, device=q.device)
     launch = _extension.compiled("temporal_attention_backward")
-    grad = grad if _aligned(grad) else grad.contiguous()
+    grad = grad if _aligned(grad) else grad.clone(memory_format=torch.contiguous_format)
     pair = (None, None) if k is None else (dk, dv)
     launch(grad, q, k, v, bias, mask, offsets, scale, left, right, dq, *pair, sums)
     if sums is not None:

@@ -173,7 +173,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, bias, mask = ctx.saved_tensors
     bias_grad = bias is not None and ctx.needs_input_grad[3]
     rest = (ctx.offsets, ctx.scale, ctx.left, ctx.right, bias_grad, ctx.backend)
-    dq, dk, dv, dbias = _OP.backward_op(grad, q, k, v, bias, mask, *rest)
+    dq, dk, dv, dbias = _OP.derive(grad, q, k, v, bias, mask, *rest)
     if k is None:
         dk = dv = None
     return dq, dk, dv, dbias if bias_grad else None, None, None, None, None, None, None

@@ -14,35 +14,40 @@ import triton.language as tl
 from torch import Tensor
 
 from ..token_shift import triton_kernels as token_shift
-from ..triton_common import Entry, Launch, run
+from ..triton_common import Entry, Launch
+from ..triton_launch import run
 from . import reference
 from .packing import empty_grads, empty_output, unpacked
 from .triton_long import plan_long_backward
 from .triton_tiles import (
     Tiles,
+    any_infinite,
     common,
     constants,
     dot_within,
     frames_of,
     pointers,
     read,
+    read_from,
     rows,
     scores,
     strides,
     tiles,
+    to_frames,
     units,
     valid_keys,
     write,
+    write_within,
 )
 
-PARTIALS = 1024  # programs that share the sums of the bias' gradient
+PARTIALS = 1280  # programs that share the sums of the bias' gradient: those that an H100 holds at a time
 
 
 @triton.jit
 def temporal_attention_kernel(
     q, k, v, bias, mask, o,
     lse,  # [B, TQ, N, H] fp32 or None
-    TQ, TK, N, H, D, scale, LEFT, RIGHT,
+    TQ, TK, N, H, scale, LEFT, RIGHT,
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
     s_vb, s_vt, s_vn, s_vh,
@@ -50,7 +55,7 @@ def temporal_attention_kernel(
     OFFSETS: tl.constexpr, HEADS: tl.constexpr,  # of the heads, as many
     DOT: tl.constexpr,  # dtype of the operands of products
     PRECISION: tl.constexpr,
-    TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+    D: tl.constexpr, UNIT: tl.constexpr, TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = BQ // TP if TP <= BQ else 1
     n_q: tl.constexpr = 1 if TP <= BQ else TP // BQ
@@ -63,7 +68,7 @@ def temporal_attention_kernel(
     i_b = i_p // n_q // H // n_n
     o_jq, o_t = rows(i_q, BQ, TP)
     m_q = (i_n * S + o_jq < N) & (o_t < TQ)
-    b_q = read(pointers(q, i_b, i_h, o_t, i_n * S + o_jq, s_qb, s_qt, s_qn, s_qh, BD), m_q, D, BD, DOT)  # [BQ, BD]
+    b_q = read(pointers(q, i_b, i_h, o_t, i_n * S + o_jq, s_qb, s_qt, s_qn, s_qh, BD, UNIT), m_q, D, BD, DOT)  # [BQ, BD]
 
     b_m = tl.full([BQ], float("-inf"), dtype=tl.float32)  # largest score so far
     b_l = tl.zeros([BQ], dtype=tl.float32)
@@ -74,11 +79,12 @@ def temporal_attention_kernel(
         o_n = i_n * S + o_jk
         o_f = frames_of(o_s, i_h, TK, OFFSETS, HEADS)
         m_k = (o_n < N) & (o_s < TK)
-        p_v = pointers(v, i_b, i_h, o_f, o_n, s_vb, s_vt, s_vn, s_vh, BD)
-        b_k = read(pointers(k, i_b, i_h, o_f, o_n, s_kb, s_kt, s_kn, s_kh, BD), m_k, D, BD, DOT)  # [BK, BD]
+        p_v = pointers(v, i_b, i_h, o_f, o_n, s_vb, s_vt, s_vn, s_vh, BD, UNIT)
+        b_k = read(pointers(k, i_b, i_h, o_f, o_n, s_kb, s_kt, s_kn, s_kh, BD, UNIT), m_k, D, BD, DOT)  # [BK, BD]
         b_v = read(p_v, m_k, D, BD, DOT)
         _, m_valid = valid_keys(o_jq, o_t, o_jk, o_s, o_f, mask, i_b, TQ, TK, LEFT, RIGHT)
-        b_s = scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK, PRECISION)  # [BQ, BK]
+        b_qk = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BQ, BK]
+        b_s = scores(b_qk, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK)
         b_new = tl.maximum(b_m, tl.max(b_s, 1))
         b_safe = tl.where(b_new == float("-inf"), 0.0, b_new)
         b_p = tl.exp2(b_s - b_safe[:, None])
@@ -98,15 +104,15 @@ def temporal_attention_kernel(
         tl.store(lse + o_lse, b_lse, mask=m_q)
     if mask is not None or LEFT is not None or RIGHT is not None:
         b_l = tl.where(b_any > 0, b_l, 1.0)
-    p_o = pointers(o, i_b, i_h, o_t, i_n * S + o_jq, s_ob, s_ot, s_on, s_oh, BD)
-    write(p_o, b_o / b_l[:, None], m_q, D, BD)
+    p_o = pointers(o, i_b, i_h, o_t, i_n * S + o_jq, s_ob, s_ot, s_on, s_oh, BD, UNIT)
+    write(p_o, b_o * (1.0 / b_l)[:, None], m_q, D, BD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "P"])
 def temporal_attention_backward_kernel(
     g, q, k, v, bias, mask, dq, dk, dv,
     bias_sums,  # [P * S, H, TQ, TK] fp32
-    TQ, TK, N, H, D, scale, LEFT, RIGHT,
+    TQ, TK, N, H, scale, LEFT, RIGHT,
     s_gb, s_gt, s_gn, s_gh,
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
@@ -118,55 +124,83 @@ def temporal_attention_backward_kernel(
     OFFSETS: tl.constexpr, HEADS: tl.constexpr,  # of the heads, as many
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
-    TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+    D: tl.constexpr, UNIT: tl.constexpr, TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Whole sequences in a tile; dk and dv are those of the keys as the heads saw them. With bias_sums a program takes every
-    P-th tile, else one (P is their number).
-    """
+    """Whole sequences in a tile. With bias_sums a program takes every P-th tile, else one (P is their number)."""
     S: tl.constexpr = BQ // TP
     n_n = tl.cdiv(N, S)
     i_h = tl.program_id(0) % H
     i_p = tl.program_id(0) // H
-    o_j, o_t = rows(0, BQ, TP)
+    o_j, o_r = rows(0, BQ, TP)
     b_bias = tl.zeros([BQ, BQ], dtype=tl.float32)
-    for i_u in range(i_p, B * n_n, P):
+    # of one step the compiler makes no loop, before which it would compute all addresses and keep them in registers
+    i_end = i_p + 1 if bias_sums is None else B * n_n
+    for i_u in tl.range(i_p, i_end, 1 if bias_sums is None else P, disable_licm=bias_sums is not None):
         i_b = tl.cast(i_u // n_n, tl.int64)
         o_n = i_u % n_n * S + o_j
+        o_t = o_r
+        if bias_sums is not None:
+            o_t += tl.minimum(i_u + N, 0)  # zero, but the compiler cannot know it: see above
         o_f = frames_of(o_t, i_h, TK, OFFSETS, HEADS)
         m_q = (o_n < N) & (o_t < TQ)
         m_k = (o_n < N) & (o_t < TK)
-        p_q = pointers(q, i_b, i_h, o_t, o_n, s_qb, s_qt, s_qn, s_qh, BD)
-        p_k = pointers(k, i_b, i_h, o_f, o_n, s_kb, s_kt, s_kn, s_kh, BD)
-        p_g = pointers(g, i_b, i_h, o_t, o_n, s_gb, s_gt, s_gn, s_gh, BD)
+        p_g = pointers(g, i_b, i_h, o_t, o_n, s_gb, s_gt, s_gn, s_gh, BD, UNIT)
+        p_q = pointers(q, i_b, i_h, o_t, o_n, s_qb, s_qt, s_qn, s_qh, BD, UNIT)
+        p_k = pointers(k, i_b, i_h, o_f, o_n, s_kb, s_kt, s_kn, s_kh, BD, UNIT)
+        p_v = pointers(v, i_b, i_h, o_f, o_n, s_vb, s_vt, s_vn, s_vh, BD, UNIT)
         b_q = read(p_q, m_q, D, BD, DOT)  # [BQ, BD]
         b_k = read(p_k, m_k, D, BD, DOT)
         b_g = read(p_g, m_q, D, BD, DOT)
-        b_v = read(pointers(v, i_b, i_h, o_f, o_n, s_vb, s_vt, s_vn, s_vh, BD), m_k, D, BD, DOT)
+        b_v = read(p_v, m_k, D, BD, DOT)
         m_same, m_valid = valid_keys(o_j, o_t, o_j, o_t, o_f, mask, i_b, TQ, TK, LEFT, RIGHT)
-        b_s = scores(b_q, b_k, bias, i_h, o_t, o_t, m_valid, scale, TQ, TK, PRECISION)  # [BQ, BQ]
+        b_qk = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BQ, BQ]
+        b_s = scores(b_qk, bias, i_h, o_t, o_t, m_valid, scale, TQ, TK)
         b_m = tl.max(b_s, 1)
         b_p = tl.exp2(b_s - tl.where(b_m == float("-inf"), 0.0, b_m)[:, None])
         b_l = tl.sum(b_p, 1)
         if mask is not None or LEFT is not None or RIGHT is not None:
             b_l = tl.where(tl.max(m_valid.to(tl.int32), 1) > 0, b_l, 1.0)
         m_same = m_same & m_q[:, None]
-        b_p = tl.where(m_same, b_p / b_l[:, None], 0.0)
-        b_dp = tl.where(m_same, tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION), 0.0)
+        b_p = tl.where(m_same, b_p * (1.0 / b_l)[:, None], 0.0)
+        b_gv = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+        b_dp = tl.where(m_same, b_gv, 0.0)
         b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 1)[:, None])
         b_ds = tl.where(m_valid & m_q[:, None], b_ds, 0.0)
         if bias_sums is not None:
             b_bias += b_ds
-        b_dv = dot_within(tl.trans(b_p.to(DOT)), b_g, p_g, m_q, o_j, D, S, BD, DOT, PRECISION)
-        write(pointers(dv, i_b, i_h, o_t, o_n, s_dvb, s_dvt, s_dvn, s_dvh, BD), b_dv, m_k, D, BD)
+        if S > 1 or OFFSETS is not None:
+            again = any_infinite(b_qk) | any_infinite(b_gv)
+        b_p = b_p.to(DOT)
         b_ds = (b_ds * scale).to(DOT)
-        b_dq = dot_within(b_ds, b_k, p_k, m_k, o_j, D, S, BD, DOT, PRECISION)
-        write(pointers(dq, i_b, i_h, o_t, o_n, s_dqb, s_dqt, s_dqn, s_dqh, BD), b_dq, m_q, D, BD)
-        b_dk = dot_within(tl.trans(b_ds), b_q, p_q, m_q, o_j, D, S, BD, DOT, PRECISION)
-        write(pointers(dk, i_b, i_h, o_t, o_n, s_dkb, s_dkt, s_dkn, s_dkh, BD), b_dk, m_k, D, BD)
+        p_dq = pointers(dq, i_b, i_h, o_t, o_n, s_dqb, s_dqt, s_dqn, s_dqh, BD, UNIT)
+        p_dk = pointers(dk, i_b, i_h, o_t, o_n, s_dkb, s_dkt, s_dkn, s_dkh, BD, UNIT)
+        p_dv = pointers(dv, i_b, i_h, o_t, o_n, s_dvb, s_dvt, s_dvn, s_dvh, BD, UNIT)
+        b_pf, b_dsf, m_f = b_p, b_ds, m_k  # of keys, of frames
+        if OFFSETS is not None:
+            m_f = m_k & (o_t >= frames_of(0, i_h, TK, OFFSETS, HEADS)) & (o_t <= frames_of(TK - 1, i_h, TK, OFFSETS, HEADS))
+            write(p_dv, tl.zeros([BQ, BD], dtype=tl.float32), m_k & (m_f == 0), D, BD)  # read by nobody
+            write(p_dk, tl.zeros([BQ, BD], dtype=tl.float32), m_k & (m_f == 0), D, BD)
+            again = again | any_infinite(b_ds)
+            m_read = read_from(o_j, o_t, o_f, m_k).to(DOT)
+            if again:
+                b_pf = to_frames(b_p, m_read, PRECISION)
+                b_dsf = to_frames(b_ds, m_read, PRECISION)
+            else:
+                b_pf = tl.dot(b_p, m_read, input_precision=PRECISION).to(DOT)
+                b_dsf = tl.dot(b_ds, m_read, input_precision=PRECISION).to(DOT)
+        write(p_dv, tl.dot(tl.trans(b_pf), b_g, input_precision=PRECISION), m_f, D, BD)
+        write(p_dq, tl.dot(b_ds, b_k, input_precision=PRECISION), m_q, D, BD)
+        write(p_dk, tl.dot(tl.trans(b_dsf), b_q, input_precision=PRECISION), m_f, D, BD)
+        if S > 1:  # noqa: SIM102
+            if again:
+                tl.debug_barrier()
+                write_within(p_dv, m_f, tl.trans(b_pf), p_g, m_q, o_j, D, S, BD, DOT, PRECISION)
+                write_within(p_dq, m_q, b_ds, p_k, m_k, o_j, D, S, BD, DOT, PRECISION)
+                write_within(p_dk, m_f, tl.trans(b_dsf), p_q, m_q, o_j, D, S, BD, DOT, PRECISION)
 
     if bias_sums is not None:
-        p_bias = bias_sums + ((i_p.to(tl.int64) * S + o_j) * H + i_h)[:, None] * TQ * TK + o_t[:, None] * TK + o_t[None, :]
-        tl.store(p_bias, b_bias, mask=(o_j[:, None] == o_j[None, :]) & (o_t < TQ)[:, None] & (o_t < TK)[None, :])
+        p_bias = bias_sums + ((i_p.to(tl.int64) * S + o_j) * H + i_h)[:, None] * TQ * TK + o_r[:, None] * TK + o_r[None, :]
+        tl.store(p_bias, b_bias, mask=(o_j[:, None] == o_j[None, :]) & (o_r < TQ)[:, None] & (o_r < TK)[None, :])
 
 
 @dataclass(frozen=True)
@@ -184,29 +218,31 @@ class Call:
         return common(q, k, self.bias, self.mask, self.scale, self.left, self.right)
 
     def constants(self, q: Tensor, tile: Tiles) -> dict[str, Any]:
-        return constants(q.dtype, self.offsets, tile)
+        return constants(q, self.offsets, tile)
 
 
 def plan(q: Tensor, k: Tensor, v: Tensor, call: Call, out: Tensor, lse: Tensor | None) -> Launch:
     """The launch that writes out, and lse if it is given."""
     tile = tiles(max(q.shape[1], k.shape[1]), q.shape[4], q.element_size(), backward=False)
-    args = {"q": q, "k": k, "v": v, "o": out, "lse": lse, **call.arguments(q, k), **strides(q=q, k=k, v=v, o=out)}
+    steps, unit = strides(q=q, k=k, v=v, o=out)
+    args = {"q": q, "k": k, "v": v, "o": out, "lse": lse, **call.arguments(q, k), **steps}
     programs = units(q, tile) * q.shape[3] * tile.blocks
-    return Launch(temporal_attention_kernel, programs, args, call.constants(q, tile), tile.threads)
+    constexprs = {**call.constants(q, tile), "UNIT": unit}
+    return Launch(temporal_attention_kernel, programs, args, constexprs, tile.threads)
 
 
 def plan_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call, dq: Tensor, dk: Tensor, dv: Tensor, bias_grad: bool
 ) -> tuple[list[Launch], Tensor | None]:
-    """The launches that write dq, dk, dv (of the keys as the heads saw them) and, if wanted, sums over shares of the tokens
-    of the bias' gradient.
+    """The launches that write dq, dk, dv (for long sequences of the keys as the heads saw them) and, if wanted, sums over
+    shares of the tokens of the bias' gradient.
     """
     batch, queries, _, heads, dim = q.shape
     keys = k.shape[1]
     tile = tiles(max(queries, keys), dim, q.element_size(), backward=True)
-    args: dict[str, Any] = {"g": g, "q": q, "k": k, "v": v, **call.arguments(q, k)}
-    args |= {"dq": dq, "dk": dk, "dv": dv, **strides(g=g, q=q, k=k, v=v, dq=dq, dk=dk, dv=dv)}
-    constexprs = call.constants(q, tile)
+    steps, unit = strides(g=g, q=q, k=k, v=v, dq=dq, dk=dk, dv=dv)
+    args = {"g": g, "q": q, "k": k, "v": v, "dq": dq, "dk": dk, "dv": dv, **call.arguments(q, k), **steps}
+    constexprs = {**call.constants(q, tile), "UNIT": unit}
     if tile.blocks > 1:
         return plan_long_backward(args, tile, constexprs, bias_grad)
     shares, bias_sums = units(q, tile), None
@@ -217,6 +253,17 @@ def plan_backward(
     return [Launch(temporal_attention_backward_kernel, shares * heads, args, constexprs, tile.threads)], bias_sums
 
 
+def _plan(q: Tensor, k: Any, v: Any, bias: Any, mask: Any, out: Tensor, lse: Tensor | None, *options: Any) -> Launch:
+    return plan(*unpacked(q, k, v), Call(bias, mask, *options), out, lse)
+
+
+def _plan_backward(
+    grad: Tensor, q: Tensor, k: Any, v: Any, bias: Any, mask: Any, dq: Tensor, dk: Tensor, dv: Tensor, *options: Any
+) -> tuple[list[Launch], Tensor | None]:
+    *rest, bias_grad = options
+    return plan_backward(grad, *unpacked(q, k, v), Call(bias, mask, *rest), dq, dk, dv, bias_grad)
+
+
 def forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, offsets: Sequence[int] | None,
     scale: float, left: int, right: int, want_lse: bool,
@@ -224,8 +271,8 @@ def forward(
     """``[B, T, N, H, D]`` -> the same and ``[B, T, N, H]``."""
     out, lse = empty_output(q, want_lse)
     if out.numel() > 0:
-        call = Call(bias, mask, offsets, scale, left, right)
-        run([plan(*unpacked(q, k, v), call, out, lse if want_lse else None)], q.device)
+        options = (None if offsets is None else tuple(offsets), scale, left, right)
+        run(_plan, (q, k, v, bias, mask, out, lse if want_lse else None), options)
     elif out.shape[-1] == 0:
         return reference.forward(q, k, v, bias, mask, offsets, scale, left, right, want_lse)
     return out, lse
@@ -240,11 +287,11 @@ def backward(
     if q.numel() == 0:
         return dq, dk.zero_(), dv.zero_(), dbias.zero_()
     into_q, into_k, into_v = unpacked(dq, dk, dv)
-    seen = (into_k, into_v) if offsets is None else (torch.empty_like(into_k), torch.empty_like(into_v))
-    call = Call(bias, mask, offsets, scale, left, right)
-    launches, bias_sums = plan_backward(grad, *unpacked(q, k, v), call, into_q, *seen, bias_grad)
-    run(launches, q.device)
-    if offsets is not None:
+    moved = offsets is not None and tiles(max(q.shape[1], into_k.shape[1]), q.shape[-1], q.element_size(), True).blocks > 1
+    seen = (torch.empty_like(into_k), torch.empty_like(into_v)) if moved else (into_k, into_v)
+    options = (None if offsets is None else tuple(offsets), scale, left, right, bias_grad)
+    (bias_sums,) = run(_plan_backward, (grad, q, k, v, bias, mask, into_q, *seen), options)
+    if offsets is not None and moved:
         for x, into in zip(seen, (into_k, into_v)):
             into.copy_(_to_frames(x, offsets))
     if bias_sums is not None:
@@ -267,7 +314,7 @@ def _ones(dtype: torch.dtype, backward: bool) -> Launch:
 
 
 def _meta(frames: int, dim: int, dtype: torch.dtype, packed: bool = False, keys: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    heads = 768 // dim
+    heads = 768 // dim if 768 % dim == 0 else 16
     if packed:
         qkv = torch.empty(8, frames, 197, 3, heads, dim, dtype=dtype, device="meta")
         return qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
@@ -318,6 +365,8 @@ AOT = [
     _forward_entry(8, 64, "bias mask causal"),
     _forward_entry(8, 64, "offsets lse"),
     _forward_entry(8, 64, keys=4),
+    _forward_entry(8, 72),
+    _forward_entry(8, 88),
     _forward_entry(16, 64),
     _forward_entry(32, 64),
     _forward_entry(64, 64),
@@ -326,6 +375,10 @@ AOT = [
     *_backward_entries(8, 64),
     *_backward_entries(8, 64, "bias mask causal"),
     *_backward_entries(8, 64, "offsets"),
+    *_backward_entries(8, 72),
+    *_backward_entries(8, 88),
+    *_backward_entries(16, 64),
+    *_backward_entries(32, 64),
     *_backward_entries(32, 128),
     *_backward_entries(32, 256),
     *_backward_entries(64, 64),

@@ -22,7 +22,7 @@ PARTIALS = 1024  # programs that share the sums of the bias' gradient
 @triton.jit
 def temporal_attention_backward_rows_kernel(
     g, q, k, v, bias, mask, dq, lse, delta,  # lse, delta: [B, N, H, TQ] fp32
-    TQ, TK, N, H, D, scale, LEFT, RIGHT,
+    TQ, TK, N, H, scale, LEFT, RIGHT,
     s_gb, s_gt, s_gn, s_gh,
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
@@ -31,7 +31,7 @@ def temporal_attention_backward_rows_kernel(
     OFFSETS: tl.constexpr, HEADS: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
-    TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+    D: tl.constexpr, UNIT: tl.constexpr, TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
     i_q = i_p % (TP // BQ)
@@ -42,8 +42,8 @@ def temporal_attention_backward_rows_kernel(
     o_j, o_t = rows(i_q, BQ, TP)
     m_q = o_t < TQ
     o_n = i_n + o_j
-    p_q = pointers(q, i_b, i_h, o_t, o_n, s_qb, s_qt, s_qn, s_qh, BD)
-    p_g = pointers(g, i_b, i_h, o_t, o_n, s_gb, s_gt, s_gn, s_gh, BD)
+    p_q = pointers(q, i_b, i_h, o_t, o_n, s_qb, s_qt, s_qn, s_qh, BD, UNIT)
+    p_g = pointers(g, i_b, i_h, o_t, o_n, s_gb, s_gt, s_gn, s_gh, BD, UNIT)
     # float32 operands that outlive a product are kept in registers, more than there are: they are read again instead
     AGAIN: tl.constexpr = DOT == tl.float32  # noqa: SIM300
     b_q = read(p_q, m_q, D, BD, DOT)  # [BQ, BD]
@@ -58,10 +58,11 @@ def temporal_attention_backward_rows_kernel(
             b_g = read(p_g, m_q, D, BD, DOT)
         o_jk, o_s = rows(i_k, BK, TP)
         o_f = frames_of(o_s, i_h, TK, OFFSETS, HEADS)
-        b_k = read(pointers(k, i_b, i_h, o_f, i_n + o_jk, s_kb, s_kt, s_kn, s_kh, BD), o_s < TK, D, BD, DOT)
-        b_v = read(pointers(v, i_b, i_h, o_f, i_n + o_jk, s_vb, s_vt, s_vn, s_vh, BD), o_s < TK, D, BD, DOT)
+        b_k = read(pointers(k, i_b, i_h, o_f, i_n + o_jk, s_kb, s_kt, s_kn, s_kh, BD, UNIT), o_s < TK, D, BD, DOT)
+        b_v = read(pointers(v, i_b, i_h, o_f, i_n + o_jk, s_vb, s_vt, s_vn, s_vh, BD, UNIT), o_s < TK, D, BD, DOT)
         m_same, m_valid = valid_keys(o_j, o_t, o_jk, o_s, o_f, mask, i_b, TQ, TK, LEFT, RIGHT)
-        b_s = scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK, PRECISION)  # [BQ, BK]
+        b_qk = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_s = scores(b_qk, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK)  # [BQ, BK]
         b_dp = tl.where(m_same, tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION), 0.0)
         b_new = tl.maximum(b_m, tl.max(b_s, 1))
         b_safe = tl.where(b_new == float("-inf"), 0.0, b_new)
@@ -86,14 +87,15 @@ def temporal_attention_backward_rows_kernel(
             b_g = read(p_g, m_q, D, BD, DOT)
         o_jk, o_s = rows(i_k, BK, TP)
         o_f = frames_of(o_s, i_h, TK, OFFSETS, HEADS)
-        b_k = read(pointers(k, i_b, i_h, o_f, i_n + o_jk, s_kb, s_kt, s_kn, s_kh, BD), o_s < TK, D, BD, DOT)
-        b_v = read(pointers(v, i_b, i_h, o_f, i_n + o_jk, s_vb, s_vt, s_vn, s_vh, BD), o_s < TK, D, BD, DOT)
+        b_k = read(pointers(k, i_b, i_h, o_f, i_n + o_jk, s_kb, s_kt, s_kn, s_kh, BD, UNIT), o_s < TK, D, BD, DOT)
+        b_v = read(pointers(v, i_b, i_h, o_f, i_n + o_jk, s_vb, s_vt, s_vn, s_vh, BD, UNIT), o_s < TK, D, BD, DOT)
         m_same, m_valid = valid_keys(o_j, o_t, o_jk, o_s, o_f, mask, i_b, TQ, TK, LEFT, RIGHT)
-        b_s = scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK, PRECISION)
+        b_qk = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_s = scores(b_qk, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK)
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
         b_ds = tl.where(m_valid & m_q[:, None], tl.exp2(b_s - b_lse[:, None]) * (b_dp - b_delta[:, None]), 0.0)
         b_dq += tl.dot((b_ds * scale).to(DOT), b_k, input_precision=PRECISION)
-    write(pointers(dq, i_b, i_h, o_t, o_n, s_dqb, s_dqt, s_dqn, s_dqh, BD), b_dq, m_q, D, BD)
+    write(pointers(dq, i_b, i_h, o_t, o_n, s_dqb, s_dqt, s_dqn, s_dqh, BD, UNIT), b_dq, m_q, D, BD)
 
 
 @triton.jit
@@ -106,7 +108,8 @@ def probabilities(
     o_jk, o_s = rows(i_k, BK, TP)
     m_q = o_t < TQ
     m_same, m_valid = valid_keys(o_jq, o_t, o_jk, o_s, o_f, mask, i_b, TQ, TK, LEFT, RIGHT)
-    b_s = scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK, PRECISION)
+    b_qk = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    b_s = scores(b_qk, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK)
     o_row = i_row.to(tl.int64) * TQ + o_t
     b_lse = tl.load(lse + o_row, mask=m_q, other=0)
     b_delta = tl.load(delta + o_row, mask=m_q, other=0)
@@ -119,7 +122,7 @@ def probabilities(
 @triton.jit
 def temporal_attention_backward_columns_kernel(
     g, q, k, v, bias, mask, dk, dv, lse, delta,
-    TQ, TK, N, H, D, scale, LEFT, RIGHT,
+    TQ, TK, N, H, scale, LEFT, RIGHT,
     s_gb, s_gt, s_gn, s_gh,
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
@@ -129,7 +132,7 @@ def temporal_attention_backward_columns_kernel(
     OFFSETS: tl.constexpr, HEADS: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
-    TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+    D: tl.constexpr, UNIT: tl.constexpr, TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
     i_k = i_p % (TP // BK)
@@ -141,29 +144,29 @@ def temporal_attention_backward_columns_kernel(
     o_f = frames_of(o_s, i_h, TK, OFFSETS, HEADS)
     m_k = o_s < TK
     o_n = i_n + o_jk
-    b_k = read(pointers(k, i_b, i_h, o_f, o_n, s_kb, s_kt, s_kn, s_kh, BD), m_k, D, BD, DOT)  # [BK, BD]
-    b_v = read(pointers(v, i_b, i_h, o_f, o_n, s_vb, s_vt, s_vn, s_vh, BD), m_k, D, BD, DOT)
+    b_k = read(pointers(k, i_b, i_h, o_f, o_n, s_kb, s_kt, s_kn, s_kh, BD, UNIT), m_k, D, BD, DOT)  # [BK, BD]
+    b_v = read(pointers(v, i_b, i_h, o_f, o_n, s_vb, s_vt, s_vn, s_vh, BD, UNIT), m_k, D, BD, DOT)
     b_dk = tl.zeros([BK, BD], dtype=tl.float32)
     b_dv = tl.zeros([BK, BD], dtype=tl.float32)
     for i_q in range(tl.cdiv(TQ, BQ)):
         o_jq, o_t = rows(i_q, BQ, TP)
-        b_q = read(pointers(q, i_b, i_h, o_t, i_n + o_jq, s_qb, s_qt, s_qn, s_qh, BD), o_t < TQ, D, BD, DOT)
-        b_g = read(pointers(g, i_b, i_h, o_t, i_n + o_jq, s_gb, s_gt, s_gn, s_gh, BD), o_t < TQ, D, BD, DOT)
+        b_q = read(pointers(q, i_b, i_h, o_t, i_n + o_jq, s_qb, s_qt, s_qn, s_qh, BD, UNIT), o_t < TQ, D, BD, DOT)
+        b_g = read(pointers(g, i_b, i_h, o_t, i_n + o_jq, s_gb, s_gt, s_gn, s_gh, BD, UNIT), o_t < TQ, D, BD, DOT)
         b_p, b_ds = probabilities(
             b_g, b_q, b_k, b_v, bias, mask, lse, delta, i_b, i_h, i_row, i_q, i_k, o_f, scale, TQ, TK, LEFT, RIGHT,
             PRECISION, TP, BQ, BK,
         )  # fmt: skip
         b_dv += tl.dot(tl.trans(b_p.to(DOT)), b_g, input_precision=PRECISION)
         b_dk += tl.dot(tl.trans((b_ds * scale).to(DOT)), b_q, input_precision=PRECISION)
-    write(pointers(dk, i_b, i_h, o_s, o_n, s_dkb, s_dkt, s_dkn, s_dkh, BD), b_dk, m_k, D, BD)
-    write(pointers(dv, i_b, i_h, o_s, o_n, s_dvb, s_dvt, s_dvn, s_dvh, BD), b_dv, m_k, D, BD)
+    write(pointers(dk, i_b, i_h, o_s, o_n, s_dkb, s_dkt, s_dkn, s_dkh, BD, UNIT), b_dk, m_k, D, BD)
+    write(pointers(dv, i_b, i_h, o_s, o_n, s_dvb, s_dvt, s_dvn, s_dvh, BD, UNIT), b_dv, m_k, D, BD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "P"])
 def temporal_attention_backward_bias_kernel(
     g, q, k, v, bias, mask, lse, delta,
     bias_sums,  # [P, H, TQ, TK] fp32
-    TQ, TK, N, H, D, scale, LEFT, RIGHT,
+    TQ, TK, N, H, scale, LEFT, RIGHT,
     s_gb, s_gt, s_gn, s_gh,
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
@@ -172,7 +175,7 @@ def temporal_attention_backward_bias_kernel(
     OFFSETS: tl.constexpr, HEADS: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
-    TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+    D: tl.constexpr, UNIT: tl.constexpr, TP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     i_g = tl.program_id(0)
     i_k = i_g % (TP // BK)
@@ -186,10 +189,10 @@ def temporal_attention_backward_bias_kernel(
     for i_u in range(i_p, B * N, P):
         i_b = tl.cast(i_u // N, tl.int64)
         i_n = i_u % N
-        b_q = read(pointers(q, i_b, i_h, o_t, i_n + o_jq, s_qb, s_qt, s_qn, s_qh, BD), o_t < TQ, D, BD, DOT)
-        b_g = read(pointers(g, i_b, i_h, o_t, i_n + o_jq, s_gb, s_gt, s_gn, s_gh, BD), o_t < TQ, D, BD, DOT)
-        b_k = read(pointers(k, i_b, i_h, o_f, i_n + o_jk, s_kb, s_kt, s_kn, s_kh, BD), o_s < TK, D, BD, DOT)
-        b_v = read(pointers(v, i_b, i_h, o_f, i_n + o_jk, s_vb, s_vt, s_vn, s_vh, BD), o_s < TK, D, BD, DOT)
+        b_q = read(pointers(q, i_b, i_h, o_t, i_n + o_jq, s_qb, s_qt, s_qn, s_qh, BD, UNIT), o_t < TQ, D, BD, DOT)
+        b_g = read(pointers(g, i_b, i_h, o_t, i_n + o_jq, s_gb, s_gt, s_gn, s_gh, BD, UNIT), o_t < TQ, D, BD, DOT)
+        b_k = read(pointers(k, i_b, i_h, o_f, i_n + o_jk, s_kb, s_kt, s_kn, s_kh, BD, UNIT), o_s < TK, D, BD, DOT)
+        b_v = read(pointers(v, i_b, i_h, o_f, i_n + o_jk, s_vb, s_vt, s_vn, s_vh, BD, UNIT), o_s < TK, D, BD, DOT)
         i_row = tl.cast(i_u, tl.int64) * H + i_h
         _, b_ds = probabilities(
             b_g, b_q, b_k, b_v, bias, mask, lse, delta, i_b, i_h, i_row, i_q, i_k, o_f, scale, TQ, TK, LEFT, RIGHT,

@@ -11,7 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import cdiv, dot_precision, dots_in_fp32, pow2
+from ..triton_common import WARP, cdiv, dot_precision, dots_in_fp32, pow2
+
+ONE_WARP = max(32, WARP)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ def tiles(frames: int, dim: int, itemsize: int, backward: bool) -> Tiles:
         return Tiles(tp, 16, 16, bd, 256 if backward and (tp > 16 or bd > 64) else 128)
     if backward and bd > 128:
         return Tiles(tp, 16, 16, bd, 256)
+    # one warp where it can hold the tile: Triton lays several side by side, and then each step waits for all of them
+    if tp <= 16 and bd <= 128:
+        return Tiles(tp, 16, 16, bd, 64 if backward and bd > 64 else ONE_WARP)
+    if tp <= 32 and bd <= 64:
+        return Tiles(tp, 32, 32, bd, 64 if backward else ONE_WARP)
     rows = 32 if tp <= 32 or backward or bd > 128 else 64
     threads = rows * (4 if bd > 128 or (backward and bd > 64) else 2)  # a matrix instruction has 16 rows for a warp
     return Tiles(tp, rows, rows if tp <= rows else 32, bd, threads)
@@ -61,25 +68,32 @@ def common(
         "TK": k.shape[1],
         "N": q.shape[2],
         "H": q.shape[3],
-        "D": q.shape[4],
         "scale": float(scale),
         "LEFT": None if left < 0 else left,
         "RIGHT": None if right < 0 else right,
     }
 
 
-def constants(dtype: torch.dtype, offsets: Sequence[int] | None, tile: Tiles) -> dict[str, Any]:
-    """The compile-time constants that all kernels take."""
+def constants(q: Tensor, offsets: Sequence[int] | None, tile: Tiles) -> dict[str, Any]:
+    """The compile-time constants that all kernels take, but UNIT."""
+    dtype = q.dtype
     wide = dots_in_fp32(dtype) or dtype == torch.float32
     dot = tl.float32 if wide else (tl.float16 if dtype == torch.float16 else tl.bfloat16)
     constexprs: dict[str, Any] = {"OFFSETS": None if offsets is None else tuple(offsets)}
     constexprs |= {"HEADS": 0 if offsets is None else len(offsets), "DOT": dot, "PRECISION": dot_precision(dtype)}
-    return constexprs | {"TP": tile.TP, "BQ": tile.BQ, "BK": tile.BK, "BD": tile.BD}
+    return constexprs | {"D": q.shape[4], "TP": tile.TP, "BQ": tile.BQ, "BK": tile.BK, "BD": tile.BD}
 
 
-def strides(**tensors: Tensor) -> dict[str, int]:
-    """``s_qb, s_qt, s_qn, s_qh`` of a tensor named q, and so on."""
-    return {f"s_{name}{axis}": stride for name, t in tensors.items() for axis, stride in zip("btnh", t.stride())}
+def strides(**tensors: Tensor) -> tuple[dict[str, int], int]:
+    """``s_qb, s_qt, s_qn, s_qh`` of a tensor named q, and so on, in units of the second result's elements.
+
+    Of a number Triton sees whether 16 divides it, and nothing else: strides of D = 72 are not told from odd ones. Counted in
+    eights they are, and loads have 16 bytes.
+    """
+    steps = [step for t in tensors.values() for size, step in zip(t.shape[:4], t.stride()) if size > 1]
+    unit = 8 if all(step % 8 == 0 for step in steps) else 1
+    names = (f"s_{name}{axis}" for name in tensors for axis in "btnh")
+    return dict(zip(names, (step // unit for t in tensors.values() for step in t.stride()[:4]))), unit
 
 
 def units(q: Tensor, tile: Tiles) -> int:
@@ -101,21 +115,22 @@ def rows(i_block, BLOCK: tl.constexpr, TP: tl.constexpr):
 
 
 @triton.jit
-def pointers(x, i_b, i_h, o_t, o_n, s_b, s_t, s_n, s_h, BD: tl.constexpr):
-    """``[R, BD]`` pointers to frames o_t of tokens o_n."""
+def pointers(x, i_b, i_h, o_t, o_n, s_b, s_t, s_n, s_h, BD: tl.constexpr, UNIT: tl.constexpr):
+    """``[R, BD]`` pointers to frames o_t of tokens o_n; strides are in units of UNIT elements."""
     row = i_b.to(tl.int64) * s_b + i_h.to(tl.int64) * s_h + o_t.to(tl.int64) * s_t + o_n.to(tl.int64) * s_n
+    row *= UNIT
     return x + row[:, None] + tl.arange(0, BD)[None, :]
 
 
 @triton.jit
-def read(p_x, m_r, D, BD: tl.constexpr, DOT: tl.constexpr):
+def read(p_x, m_r, D: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr):
     """``[R, BD]`` values; rows outside m_r and channels behind D are zero."""
     m_d = tl.arange(0, BD) < D
     return tl.load(p_x, mask=m_r[:, None] & m_d[None, :], other=0).to(DOT)
 
 
 @triton.jit
-def write(p_x, b_x, m_r, D, BD: tl.constexpr):
+def write(p_x, b_x, m_r, D: tl.constexpr, BD: tl.constexpr):
     m_d = tl.arange(0, BD) < D
     tl.store(p_x, b_x.to(p_x.dtype.element_ty), mask=m_r[:, None] & m_d[None, :])
 
@@ -150,9 +165,9 @@ def valid_keys(o_jq, o_t, o_jk, o_s, o_f, mask, i_b, TQ, TK, LEFT, RIGHT):
 
 
 @triton.jit
-def scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK, PRECISION: tl.constexpr):
-    """``[BQ, BK]`` scores times log2(e), -inf where the query may not look."""
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+def scores(b_qk, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK):
+    """``[BQ, BK]`` products of queries and keys to scores times log2(e), -inf where the query may not look."""
+    b_s = b_qk * (scale * 1.4426950408889634)
     if bias is not None:
         p_bias = bias + i_h.to(tl.int64) * TQ * TK + o_t[:, None] * TK + o_s[None, :]
         b_s += tl.load(p_bias, mask=(o_t < TQ)[:, None] & (o_s < TK)[None, :], other=0) * 1.4426950408889634
@@ -161,7 +176,7 @@ def scores(b_q, b_k, bias, i_h, o_t, o_s, m_valid, scale, TQ, TK, PRECISION: tl.
 
 @triton.jit
 def dot_within(
-    b_a, b_x, p_x, m_r, o_j, D, S: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr
+    b_a, b_x, p_x, m_r, o_j, D: tl.constexpr, S: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr
 ):
     """``b_a @ b_x`` for a block-diagonal b_a of S sequences.
 
@@ -175,3 +190,39 @@ def dot_within(
                 b_j = read(p_x, m_r & (o_j == j), D, BD, DOT)
                 b_y = tl.where((o_j == j)[:, None], tl.dot(b_a, b_j, input_precision=PRECISION), b_y)
     return b_y
+
+
+@triton.jit
+def write_within(
+    p_y, m_y, b_a, p_x, m_x, o_j,
+    D: tl.constexpr, S: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Writes ``b_a @ b_x`` for a block-diagonal b_a of S sequences, sequence by sequence: see dot_within."""
+    for j in range(S):
+        b_y = tl.dot(b_a, read(p_x, m_x & (o_j == j), D, BD, DOT), input_precision=PRECISION)
+        write(p_y, b_y, m_y & (o_j == j), D, BD)
+
+
+@triton.jit
+def any_infinite(b_x):
+    return tl.max(tl.max((tl.abs(b_x) < float("inf")).to(tl.int32) ^ 1, 1), 0) > 0
+
+
+@triton.jit
+def read_from(o_j, o_t, o_f, m_k):
+    """``[BK, frames]``: whether a head reads its key from the frame."""
+    return (o_j[:, None] == o_j[None, :]) & (o_f[:, None] == o_t[None, :]) & m_k[:, None]
+
+
+@triton.jit
+def to_frames(b_x, m_read, PRECISION: tl.constexpr):
+    """``b_x @ m_read``, but what is not finite reaches only frames that were read: sums of it are counted by themselves."""
+    m_nan = b_x != b_x
+    m_inf = tl.abs(b_x) == float("inf")
+    b_kind = tl.where(m_nan, 4096.0, tl.where(m_inf, tl.where(b_x > 0, 1.0, 64.0), 0.0))
+    b_count = tl.dot(b_kind.to(b_x.dtype), m_read, input_precision=PRECISION).to(tl.int32)  # of each kind fewer than 64
+    b_y = tl.dot(tl.where(m_nan | m_inf, 0.0, b_x).to(b_x.dtype), m_read, input_precision=PRECISION)
+    m_up = (b_count & 63) > 0
+    m_down = (b_count & 4032) > 0
+    b_y = tl.where(m_up, float("inf"), tl.where(m_down, float("-inf"), b_y))
+    return tl.where((b_count >= 4096) | (m_up & m_down), float("nan"), b_y).to(b_x.dtype)

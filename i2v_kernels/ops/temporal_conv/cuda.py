@@ -44,8 +44,9 @@ def _convolve(
 
 
 def _sum_products(
-    grad: Tensor, x: Tensor, weight: Tensor, height: int, width: int, prefix: int, dilation: int
+    grad: Tensor, x: Tensor, weight: Tensor, height: int, width: int, prefix: int, dilation: int, wanted: list[bool]
 ) -> tuple[Tensor, Tensor]:
+    dweight = dbias = grad.new_empty(0)
     channels, taps = weight.shape[0], weight[0].numel()
     vectors = max(1, channels * x.element_size() // 16) * weight[0, 0, 0].numel()
     shares = max(1, min(THREADS // vectors, x.shape[0] * (x.shape[2] - prefix)))
@@ -53,7 +54,12 @@ def _sum_products(
     bias_sums = torch.empty(shares, channels, dtype=torch.float32, device=x.device)
     launch = _extension.compiled("temporal_conv_weight_sums")
     launch(grad, x, weight_sums, bias_sums, weight.shape[2:], height, width, prefix, dilation)
-    return weight_sums, bias_sums
+    if wanted[1]:
+        dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        dweight.copy_(weight_sums.sum(0).t().reshape(weight.shape))
+    if wanted[2]:
+        dbias = bias_sums.sum(0).to(weight.dtype)
+    return dweight, dbias
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
@@ -61,4 +67,4 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tenso
     return _convolve(empty_dense_like(x), x, weight, bias, x if residual else None, *options)
 
 
-backward = partial(gradients, _convolve, _sum_products)
+backward = partial(gradients, _convolve, _sum_products, lambda *_: False)

@@ -84,12 +84,13 @@ def check_kernel(
     checks.same_place(op, name, weight, x)
     if weight.dtype != x.dtype:
         raise TypeError(f"{op}: {name}.dtype={weight.dtype}, but x has {x.dtype}")
-    if any(size % 2 == 0 for size in weight.shape[2:]):
+    _, _, *sizes = weight.shape
+    if not (sizes[0] % 2 and sizes[1] % 2 and sizes[2] % 2):
         raise ValueError(f"{op}: {name}.shape={tuple(weight.shape)}, but kt, kh and kw must be odd")
     tokens = x.shape[2]
     checks.integer(op, "prefix", prefix, low=0, high=tokens)
     if grid is None:
-        if tuple(weight.shape[3:]) != (1, 1):
+        if sizes[1:] != [1, 1]:
             raise ValueError(f"{op}: grid=None, but {name}.shape={tuple(weight.shape)} reaches over the grid: pass (H, W)")
         return 1, tokens - prefix
     height = checks.integer(op, "grid[0]", grid[0], low=0)
@@ -102,8 +103,8 @@ def check_kernel(
 def _triton_limits(x: Tensor, weight: Tensor, *_: Any) -> str | None:
     if x.dtype == torch.float64:
         return "float64: only reference and cpu compute in double precision"
-    if weight[0].numel() > 343:
-        return f"{weight[0].numel()} taps: the kernels are unrolled over at most 343"
+    if (taps := weight.shape[1:].numel()) > 343:
+        return f"{taps} taps: the kernels are unrolled over at most 343"
     return None
 
 

@@ -153,7 +153,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (_OP.backward_op(grad, *ctx.args, ctx.backend), *[None] * len(ctx.args))
+    return (_OP.derive(grad, *ctx.args, ctx.backend), *[None] * len(ctx.args))
 
 
 _ARGUMENTS = "int[] channels, int[] offsets, str padding, SymInt start, SymInt stop, SymInt step"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,24 +13,31 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base import empty_dense_like
-from ..triton_common import Entry, Launch, cdiv, pow2, run
+from ..triton_common import Entry, Launch, cdiv, pow2
+from ..triton_launch import run
 
 TILE_BYTES = 8192  # four 16-byte loads for each of 128 threads
-WIDEST = 512  # channels of a tile
+WIDTHS = (512, 256, 128, 64)  # channels of a tile, of rows that are not narrower
 LOAD_BYTES = 16
 
 
 @triton.jit
-def _sources(
-    i_t, o_c, T,
+def _offsets(
+    o_c,
     ENDS: tl.constexpr,  # the channel behind each group
     OFFSETS: tl.constexpr,  # its offset; in [0, T) for PADDING "wrap"
-    G: tl.constexpr, PADDING: tl.constexpr,
+    G: tl.constexpr,
 ):  # fmt: skip
-    """The frames that channels ``o_c`` of frames ``i_t`` come from, outside the clip for zeros; channels not named stay."""
+    """The offsets of channels ``o_c``: 0 of those not named."""
     b_offset = tl.zeros(o_c.shape, dtype=tl.int32)
     for g in tl.static_range(G):
         b_offset = tl.where(o_c < ENDS[G - 1 - g], OFFSETS[G - 1 - g], b_offset)
+    return b_offset
+
+
+@triton.jit
+def _sources(i_t, b_offset, T, PADDING: tl.constexpr):
+    """The frames that frames ``i_t`` come from, outside the clip for zeros."""
     o_s = i_t - b_offset
     if PADDING == "wrap":
         o_s = tl.where(o_s < 0, o_s + T, o_s)
@@ -39,18 +47,25 @@ def _sources(
 
 
 @triton.jit
+def _places(o_n, o_c, i_b, s_b, s_n, UNIT: tl.constexpr):
+    """Offsets ``[BN, BC]`` of frame 0 of clip i_b. Strides count UNITs, so that the compiler sees what divides them."""
+    return i_b * s_b * UNIT + (o_n.to(tl.int64) * s_n * UNIT)[:, None] + o_c[None, :]
+
+
+@triton.jit
 def token_shift_kernel(
     x, y,
-    T, N, C, start, stop, step,
+    T, N, start, stop, step,
     s_xb, s_xt, s_xn,
     s_yb, s_yt, s_yn,
+    C: tl.constexpr, UNIT: tl.constexpr,
     ENDS: tl.constexpr, OFFSETS: tl.constexpr, G: tl.constexpr, PADDING: tl.constexpr,
     RESIDUAL: tl.constexpr,
     SUM: tl.constexpr,  # dtype of the sums
     BN: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
-    n_c = tl.cdiv(C, BC)
+    n_c: tl.constexpr = tl.cdiv(C, BC)
     n_n = tl.cdiv(N, BN)
     i_c = i_p % n_c
     i_n = i_p // n_c % n_n
@@ -60,33 +75,35 @@ def token_shift_kernel(
     o_c = i_c * BC + tl.arange(0, BC)
     m_y = (o_n < N)[:, None] & (o_c < C)[None, :]  # [BN, BC]
 
-    o_s = _sources(i_t, o_c, T, ENDS, OFFSETS, G, PADDING)  # [BC]
+    o_s = _sources(i_t, _offsets(o_c, ENDS, OFFSETS, G), T, PADDING)  # [BC]
     m_n = (o_n >= start) & (o_n < stop) & ((o_n - start) % step == 0)
     o_s = tl.where(m_n[:, None], o_s[None, :], i_t)  # [BN, BC]
     m_x = m_y
     if PADDING == "zeros":
         m_x = m_y & (o_s >= 0) & (o_s < T)
 
-    p_x = x + i_b * s_xb + o_s.to(tl.int64) * s_xt + o_n.to(tl.int64)[:, None] * s_xn + o_c[None, :]
-    p_y = y + i_b * s_yb + i_t.to(tl.int64) * s_yt + o_n.to(tl.int64)[:, None] * s_yn + o_c[None, :]
-    b_y = tl.load(p_x, mask=m_x, other=0)
+    p_x = x + _places(o_n, o_c, i_b, s_xb, s_xn, UNIT)
+    p_y = y + _places(o_n, o_c, i_b, s_yb, s_yn, UNIT) + i_t.to(tl.int64) * s_yt * UNIT
+    b_y = tl.load(p_x + o_s.to(tl.int64) * s_xt * UNIT, mask=m_x, other=0)
     if RESIDUAL:
-        p_own = x + i_b * s_xb + i_t.to(tl.int64) * s_xt + o_n.to(tl.int64)[:, None] * s_xn + o_c[None, :]
-        b_y = (tl.load(p_own, mask=m_y, other=0).to(SUM) + b_y.to(SUM)).to(y.dtype.element_ty)
+        b_own = tl.load(p_x + i_t.to(tl.int64) * s_xt * UNIT, mask=m_y, other=0)
+        b_y = (b_own.to(SUM) + b_y.to(SUM)).to(y.dtype.element_ty)
     tl.store(p_y, b_y, mask=m_y)
 
 
 @triton.jit
 def token_shift_edge_adjoint_kernel(
     x, y,
-    T, N, C, start, stop, step,
+    T, N, start, stop, step,
     s_xb, s_xt, s_xn,
     s_yb, s_yt, s_yn,
+    C: tl.constexpr, UNIT: tl.constexpr,
     ENDS: tl.constexpr, OFFSETS: tl.constexpr, G: tl.constexpr,
+    FARTHEST: tl.constexpr,  # of the offsets' absolute values
     RESIDUAL: tl.constexpr, SUM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
-    n_c = tl.cdiv(C, BC)
+    n_c: tl.constexpr = tl.cdiv(C, BC)
     n_n = tl.cdiv(N, BN)
     i_c = i_p % n_c
     i_n = i_p // n_c % n_n
@@ -96,25 +113,26 @@ def token_shift_edge_adjoint_kernel(
     o_c = i_c * BC + tl.arange(0, BC)
     m_y = (o_n < N)[:, None] & (o_c < C)[None, :]  # [BN, BC]
     m_n = (o_n >= start) & (o_n < stop) & ((o_n - start) % step == 0)
-    p_x = x + i_b * s_xb + o_n.to(tl.int64)[:, None] * s_xn + o_c[None, :]
-    p_y = y + i_b * s_yb + i_t.to(tl.int64) * s_yt + o_n.to(tl.int64)[:, None] * s_yn + o_c[None, :]
 
-    m_still = m_y & ((o_c >= ENDS[G - 1])[None, :] | ~m_n[:, None])
-    b_y = tl.load(p_x + i_t.to(tl.int64) * s_xt, mask=m_still, other=0).to(SUM)
+    # One frame at most reads frame i_t, but the first and the last, which those outside the clip read too: themselves and the
+    # next ones inwards.
+    at_end = (i_t == 0) | (i_t == T - 1)
+    b_offset = _offsets(o_c, ENDS, OFFSETS, G)  # [BC]
+    o_s = tl.where(at_end, i_t, i_t + b_offset)
+    m_s = (o_s >= 0) & (o_s < T)
+    m_s = m_s & ((i_t > 0) | (b_offset >= 0) | (T == 1)) & ((i_t < T - 1) | (b_offset <= 0) | (T == 1))
+    o_s = tl.where(m_n[:, None], o_s[None, :], i_t)  # [BN, BC]
+
+    p_x = x + _places(o_n, o_c, i_b, s_xb, s_xn, UNIT)
+    b_y = tl.load(p_x + o_s.to(tl.int64) * s_xt * UNIT, mask=m_y & (m_s[None, :] | ~m_n[:, None]), other=0).to(SUM)
     if RESIDUAL:
-        b_y += tl.load(p_x + i_t.to(tl.int64) * s_xt, mask=m_y, other=0).to(SUM)
-    for g in tl.static_range(G):
-        m_g = o_c < ENDS[g]
-        if g > 0:
-            m_g = m_g & (o_c >= ENDS[g - 1])
-        m_g = m_y & m_n[:, None] & m_g[None, :]
-        # the frames that read frame i_t; the first and the last frame were read by those outside the clip too
-        first = tl.where(i_t > 0, tl.maximum(i_t + OFFSETS[g], 0), 0)
-        last = tl.where(i_t < T - 1, tl.minimum(i_t + OFFSETS[g], T - 1), T - 1)
-        p_s = p_x + first.to(tl.int64) * s_xt
-        for _ in range(first, last + 1):
-            b_y += tl.load(p_s, mask=m_g, other=0).to(SUM)
-            p_s += s_xt
+        b_y += tl.load(p_x + i_t.to(tl.int64) * s_xt * UNIT, mask=m_y, other=0).to(SUM)
+    inwards = tl.where(i_t == 0, 1, -1)
+    o_more = tl.where(m_n[:, None], (b_offset * inwards)[None, :], 0)
+    for i in range(tl.where(at_end, tl.minimum(FARTHEST, T - 1), 0)):
+        p_s = p_x + (i_t + inwards * (i + 1)).to(tl.int64) * s_xt * UNIT
+        b_y += tl.load(p_s, mask=m_y & (o_more > i), other=0).to(SUM)
+    p_y = y + _places(o_n, o_c, i_b, s_yb, s_yn, UNIT) + i_t.to(tl.int64) * s_yt * UNIT
     tl.store(p_y, b_y.to(y.dtype.element_ty), mask=m_y)
 
 
@@ -123,7 +141,7 @@ def token_shift_in_place_kernel(
     x,
     T, tokens, start, step,
     s_xb, s_xt, s_xn,
-    ENDS: tl.constexpr, OFFSETS: tl.constexpr, G: tl.constexpr, PADDING: tl.constexpr,
+    UNIT: tl.constexpr, ENDS: tl.constexpr, OFFSETS: tl.constexpr, G: tl.constexpr, PADDING: tl.constexpr,
     BT: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
@@ -134,20 +152,36 @@ def token_shift_in_place_kernel(
     o_t = tl.arange(0, BT)
     o_c = i_c * BC + tl.arange(0, BC)
     m_x = (o_t < T)[:, None] & (o_c < ENDS[G - 1])[None, :]  # [BT, BC]
-    o_s = _sources(o_t[:, None], o_c[None, :], T, ENDS, OFFSETS, G, PADDING)
+    o_s = _sources(o_t[:, None], _offsets(o_c, ENDS, OFFSETS, G)[None, :], T, PADDING)
     m_s = m_x
     if PADDING == "zeros":
         m_s = m_x & (o_s >= 0) & (o_s < T)
-    p_x = x + i_b * s_xb + i_n * s_xn + o_c[None, :]
-    b_x = tl.load(p_x + o_s.to(tl.int64) * s_xt, mask=m_s, other=0)
+    p_x = x + i_b * s_xb * UNIT + i_n * s_xn * UNIT + o_c[None, :]
+    b_x = tl.load(p_x + o_s.to(tl.int64) * s_xt * UNIT, mask=m_s, other=0)
     tl.debug_barrier()  # every thread has read before one writes
-    tl.store(p_x + o_t.to(tl.int64)[:, None] * s_xt, b_x, mask=m_x)
+    tl.store(p_x + (o_t.to(tl.int64) * s_xt * UNIT)[:, None], b_x, mask=m_x)
 
 
 def tile(tokens: int, channels: int, itemsize: int) -> tuple[int, int]:
-    """``(BN, BC)``: tokens and channels of one tile."""
-    width = min(pow2(channels), WIDEST)
-    return min(max(TILE_BYTES // (width * itemsize), 1), pow2(tokens)), width
+    """``(BN, BC)``: tokens and channels of one tile: those that leave the fewest lanes idle, of these the widest."""
+
+    def rows(width: int) -> int:
+        return min(max(TILE_BYTES // (width * itemsize), 1), pow2(tokens))
+
+    def lanes(width: int) -> int:
+        return cdiv(channels, width) * width * cdiv(tokens, rows(width)) * rows(width)
+
+    width = min((width for width in WIDTHS if width <= pow2(channels)), key=lanes, default=pow2(channels))
+    return rows(width), width
+
+
+def _strides(*tensors: tuple[str, Tensor]) -> tuple[dict[str, int], int]:
+    """The strides of clip, frame and token, in units that are counted too where Triton would not see that they divide."""
+    unit = math.gcd(LOAD_BYTES, *(stride for _, tensor in tensors for stride in tensor.stride()[:3]))
+    if unit == LOAD_BYTES:
+        unit = 1
+    names = (f"s_{name}{which}" for name, _ in tensors for which in "btn")
+    return dict(zip(names, (stride // unit for _, tensor in tensors for stride in tensor.stride()[:3]))), unit
 
 
 def _groups(channels: Sequence[int], offsets: Sequence[int], padding: str, frames: int) -> dict[str, Any]:
@@ -184,13 +218,13 @@ def plan(
     kernel = token_shift_kernel
     if adjoint and padding == "edge":
         kernel = token_shift_edge_adjoint_kernel
+        constexprs["FARTHEST"] = max(abs(offset) for offset in constexprs["OFFSETS"])
     else:
         constexprs["PADDING"] = padding
     constexprs["BN"], constexprs["BC"] = tile(tokens, width, x.element_size())
-    args: dict[str, Any] = {"x": x, "y": y, "T": frames, "N": tokens, "C": width}
-    args |= {"start": start, "stop": stop, "step": step}
-    for name, tensor in (("x", x), ("y", y)):
-        args.update(zip((f"s_{name}b", f"s_{name}t", f"s_{name}n"), tensor.stride()))
+    strides, unit = _strides(("x", x), ("y", y))
+    constexprs |= {"C": width, "UNIT": unit}
+    args: dict[str, Any] = {"x": x, "y": y, "T": frames, "N": tokens, "start": start, "stop": stop, "step": step, **strides}
     programs = batch * frames * cdiv(tokens, constexprs["BN"]) * cdiv(width, constexprs["BC"])
     return Launch(kernel, programs, args, constexprs)
 
@@ -204,32 +238,26 @@ def plan_in_place(
     widest = max(TILE_BYTES // pow2(frames), LOAD_BYTES) // x.element_size()
     constexprs = _groups(channels, offsets, padding, frames)
     constexprs |= {"PADDING": padding, "BT": pow2(frames), "BC": min(pow2(named), widest)}
-    args: dict[str, Any] = {"x": x, "T": frames, "tokens": tokens, "start": start, "step": step}
-    args.update(zip(("s_xb", "s_xt", "s_xn"), x.stride()))
+    strides, constexprs["UNIT"] = _strides(("x", x))
+    args: dict[str, Any] = {"x": x, "T": frames, "tokens": tokens, "start": start, "step": step, **strides}
     return Launch(token_shift_in_place_kernel, batch * tokens * cdiv(named, constexprs["BC"]), args, constexprs)
 
 
-def _shift(x: Tensor, *arguments: Any, adjoint: bool) -> Tensor:
+def _shift(planned: Any, x: Tensor, channels: Sequence[int], offsets: Sequence[int], *rest: Any) -> Tensor:
     out = empty_dense_like(x)
     if out.numel() > 0:
-        run([plan(x, out, *arguments, adjoint=adjoint)], x.device)
+        run(planned, (x, out), (tuple(channels), tuple(offsets), *rest))
     return out
 
 
-def forward(x: Tensor, *arguments: Any) -> Tensor:
-    """``[B, T, N, C]`` -> the same, shifted."""
-    return _shift(x, *arguments, adjoint=False)
+forward = partial(_shift, partial(plan, adjoint=False))  # [B, T, N, C] -> the same, shifted
+backward = partial(_shift, partial(plan, adjoint=True))  # its adjoint
 
 
-def backward(grad: Tensor, *arguments: Any) -> Tensor:
-    """The adjoint of ``forward``."""
-    return _shift(grad, *arguments, adjoint=True)
-
-
-def shift_in_place(x: Tensor, *arguments: Any) -> None:
+def shift_in_place(x: Tensor, channels: Sequence[int], offsets: Sequence[int], *rest: Any) -> None:
     """``token_shift_``."""
-    launches = [plan_in_place(x, *arguments)] if x.numel() > 0 else []
-    run([launch for launch in launches if launch.programs > 0], x.device)
+    if x.numel() > 0:
+        run(plan_in_place, (x,), (tuple(channels), tuple(offsets), *rest))
 
 
 def _aot(padding: str, adjoint: bool, width: int = 768, count: int = 96, step: int = 1, residual: bool = False) -> Entry:
@@ -263,6 +291,10 @@ AOT = [
     _aot("edge", adjoint=False),
     _aot("wrap", adjoint=False),
     _aot("edge", adjoint=True),
+    _aot("zeros", adjoint=False, width=384, count=48),
+    _aot("zeros", adjoint=False, width=1024, count=128),
+    _aot("zeros", adjoint=False, width=760, count=96),
+    _aot("edge", adjoint=True, width=760, count=96, residual=True),
     _aot("zeros", adjoint=False, width=1280, count=160),
     _aot("zeros", adjoint=False, residual=True),
     _aot("edge", adjoint=True, residual=True),
