@@ -36,6 +36,7 @@ ORDER = (
 PASSES = ("forward", "backward")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 CLIPS = 64
+PREDICTED_CLIPS = 64  # of the calls in PREDICTIONS
 CACHES, MOST = 4, 3 << 29  # a call moves at least so many times the L2 cache, and at most so many bytes
 ROTATED = 2  # sets of inputs that take turns: together twice that
 PREDICTIONS = Path(__file__).with_name("predictions.json")
@@ -195,6 +196,7 @@ class Bench:
                 share, us = self.predicted.get((info.name, about["sample"], which, name), (None, None))
                 spread = {"low_us": timing.low, "high_us": timing.high, "rounds": len(device)}
                 row = {**common, "candidate": name, "us": timing.median, **spread, "share": floor_us / timing.median}
+                us = us and us * clips / PREDICTED_CLIPS
                 row |= {"host_us": hosts.median, "predicted_share": share, "predicted_us": us}
                 self.keep(row | ({} if queues[name].waited else {"host_bound": True}))
             for name in functions:
