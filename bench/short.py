@@ -79,9 +79,9 @@ def candidates(info: OpInfo, compiled: bool) -> dict[str, Callable[..., Tensor]]
     found: dict[str, Callable[..., Tensor]] = {b: partial(info.op, backend=b) for i, b in place.pairs() if i is info}
     found |= {f"peer: {name}": peer for name, peer in peers.items()}
     if compiled:
-        how = {"backend": "aot_eager"} if place.STUB else {}
+        by = "aot_eager" if place.STUB else "inductor"
         some = list(PEERS[info.name])[: 1 if place.STUB else None]
-        found |= {f"peer: compiled {name}": torch.compile(PEERS[info.name][name], **how) for name in some}
+        found |= {f"peer: compiled {name}": torch.compile(PEERS[info.name][name], backend=by) for name in some}
     return found
 
 
@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     place.prepare()
     torch.manual_seed(0)
     print(HEADER)
-    bench, cut, broken = Bench(options), [], []
+    bench, cut, broken, shown = Bench(options), [], [], []
     for info, number in calls():
         if bench.left() < 2 * options.each:
             cut.append(f"{info} {number}")
@@ -299,8 +299,8 @@ def main(argv: list[str] | None = None) -> int:
             broken.append(f"{info} call {number}: {place.telling(error)}")
             print(broken[-1], flush=True)
         clean()
-    shown = table(bench.rows)
-    options.rows.with_suffix(".txt").write_text("\n".join([HEADER, *shown]) + "\n")
+        shown = table(bench.rows)
+        options.rows.with_suffix(".txt").write_text("\n".join([HEADER, *shown]) + "\n")  # if the next call takes too long
     ours = [row for row in bench.rows if row["candidate"] in place.OURS]
     failed = [f"{r['op']} {r['candidate']}, {r['sample']}, {r['pass']}: {r['reason']}" for r in ours if "reason" in r] + broken
     missing = {f"{info} {b}" for info, b in place.pairs()} - {f"{r['op']} {r['candidate']}" for r in ours} - bench.unmeant

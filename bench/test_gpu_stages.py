@@ -33,7 +33,7 @@ def work(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, work):
-    return runner.Runner(work, tmp_path / "out", 600, dict(os.environ), {"commit": "abc"})
+    return runner.Runner(work, tmp_path / "out", 600, dict(os.environ), {"commit": "abc"}, time.monotonic())
 
 
 def python(code, *arguments):
