@@ -33,7 +33,7 @@ def work(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, work):
-    return runner.Runner(work, tmp_path / "out", 600, dict(os.environ), {"commit": "abc"})
+    return runner.Runner(work, tmp_path / "out", 600, dict(os.environ), {"commit": "abc"}, time.monotonic())
 
 
 def python(code, *arguments):
@@ -175,6 +175,10 @@ def test_predictions_are_found_by_call_pass_and_backend(tmp_path):
     file.write_text(json.dumps([row, {**row, "dtype": "float32", "share": 0.1}]))
     assert short.predictions(file, "bfloat16") == {("a", "s", "forward", "triton"): (0.9, 7)}
     assert short.predictions(tmp_path / "none", "bfloat16") == {}
+    known = short.predictions(short.PREDICTIONS, "bfloat16")
+    calls = {(info.name, place.models(info, 1)[number].name) for info, number in short.calls()}
+    assert {(op, sample) for op, sample, *_ in known} <= calls  # none is left behind by a renamed call
+    assert {("temporal_attention", "ViT-B/16 T=8", which, "triton") for which in short.PASSES} <= set(known)
 
 
 def test_a_launch_is_timed_only_once_it_has_waited_in_the_queue(monkeypatch):

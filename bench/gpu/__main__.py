@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .runner import Runner
 from .stages import EVERY, MORE, NOT_IN_STUB, STAGES, Context, Stage
 
 PROBE = 90  # seconds: the first import on a cold disk
-TABLE = 6000  # characters of the bench's table that are printed last
+TABLE, FAILURES = 5500, 8  # characters of the bench's table and failed tests that are printed last
 
 
 def python_path(folder: Path) -> str:
@@ -95,10 +96,13 @@ def failed_tests(work: Path, before: dict[str, dict[str, Any]]) -> list[str]:
 
 def show(runner: Runner) -> None:
     """Last, since who sees the end of the output sees this."""
-    for name in ("bench", "float32"):
-        table = runner.work / f"{name}.txt"
-        if table.exists():
-            print(f"\n{table.read_text()[:TABLE]}")
+    tables = [path for name in ("bench", "float32") if (path := runner.work / f"{name}.txt").exists()]
+    for table in tables[:1]:
+        print(f"\n{table.read_text()[:TABLE]}")
+    for name in ("tests", "rows"):
+        log = runner.work / f"{name}.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        print("\n".join([line[:180] for line in lines if line.startswith("FAILED")][:FAILURES]))
     print(f"\n{'stage':<12}{'result':<11}{'seconds':>7}  note")
     for outcome in runner.outcomes:
         print(f"{outcome.stage:<12}{outcome.result:<11}{outcome.seconds:7.1f}  {outcome.note}")
@@ -119,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=EVERY, action="append", default=[], help="only this stage; may be given again")
     parser.add_argument("--stub", action="store_true", help="without a card: interpreter, emulation and tiny shapes")
     options = parser.parse_args(argv)
+    begun = time.monotonic()
     environment = {**os.environ, **(place.STUB_ENVIRONMENT if place.STUB else {}), "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = python_path(place.ROOT / "build" / "gpu")
     about = probe(environment)
@@ -131,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = Path(tempfile.mkdtemp(prefix="i2v-gpu-"))
     left = {name: stage.get("left", []) for name, stage in before.items()}
     context = Context(work, about, [], options.only, left)
-    runner = Runner(work, options.out.resolve(), options.budget, environment, about)
+    runner = Runner(work, options.out.resolve(), options.budget, environment, about, begun)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, interrupted)
     status = 1

@@ -43,9 +43,10 @@ class Outcome:
 class Runner:
     """``work`` holds what the stages write; ``out`` gets ``summary.json`` and ``results.tar.gz`` after every stage."""
 
-    def __init__(self, work: Path, out: Path, budget: float, environment: dict[str, str], about: dict[str, Any]) -> None:
-        self.work, self.out, self.environment, self.about = work, out, environment, about
-        self.begun = time.monotonic()
+    def __init__(
+        self, work: Path, out: Path, budget: float, environment: dict[str, str], about: dict[str, Any], begun: float
+    ) -> None:
+        self.work, self.out, self.environment, self.about, self.begun = work, out, environment, about, begun
         self.deadline = self.begun + budget - PACKING
         self.outcomes: list[Outcome] = []
         self.child: subprocess.Popen[bytes] | None = None

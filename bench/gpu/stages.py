@@ -103,7 +103,7 @@ def short(stage: str, *arguments: str) -> Callable[[Context], list[str]]:
 
 def sanitizer(check: str) -> Callable[[Context], list[str]]:
     def command(context: Context) -> list[str]:
-        processes = ["--processes", "2"] if place.STUB else []
+        processes = ["--processes", "2" if check == "memcheck" else "1"] if place.STUB else []
         return [*module("sanitize", check, "--tool", find("compute-sanitizer") or "")(context), *processes]
 
     return command
@@ -111,7 +111,7 @@ def sanitizer(check: str) -> Callable[[Context], list[str]]:
 
 def model_bench(name: str) -> Callable[[Context], list[str]]:
     def command(context: Context) -> list[str]:
-        how = ["--tiny", "--seconds", "0.01"] if place.STUB else ["--dtype", "bfloat16", "--seconds", "3"]
+        how = ["--tiny", "--dtype", "float32", "--seconds", "0.01"] if place.STUB else ["--dtype", "bfloat16", "--seconds", "3"]
         return [PYTHON, "-m", f"bench.{name}", "--device", place.DEVICE, *how, "--json", str(context.work / f"{name}.json")]
 
     return command
