@@ -76,22 +76,26 @@ def _volume(x: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
     return x[:, :, prefix:].unflatten(2, grid).permute(0, 4, 1, 2, 3)
 
 
-def _tokens(volume: Tensor, like: Tensor, prefix: int) -> Tensor:
-    patches = volume.permute(0, 2, 3, 4, 1).flatten(2, 3)
-    return F.pad(patches, (0, 0, prefix, 0))
+def _padded(patches: Tensor, prefix: int) -> Tensor:
+    """Zeros in front of the patches; ``pad`` copies even where there are none to add."""
+    return F.pad(patches, (0, 0, prefix, 0)) if prefix else patches
+
+
+def _tokens(volume: Tensor, prefix: int) -> Tensor:
+    return _padded(volume.permute(0, 2, 3, 4, 1).flatten(2, 3), prefix)
 
 
 def conv_conv3d(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
     """As published by ST-Adapter: permute to [B, C, T, H, W], copy, ``conv3d(groups=C)``, back."""
     padding = [size // 2 for size in weight.shape[2:]]
     volume = _volume(x, grid, prefix).contiguous()
-    return _tokens(F.conv3d(volume, weight, bias, padding=padding, groups=x.shape[3]), x, prefix)
+    return _tokens(F.conv3d(volume, weight, bias, padding=padding, groups=x.shape[3]), prefix)
 
 
 def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
     """The same on the tokens as they lie: to PyTorch a channels_last_3d tensor."""
     padding = [size // 2 for size in weight.shape[2:]]
-    return _tokens(F.conv3d(_volume(x, grid, prefix), weight, bias, padding=padding, groups=x.shape[3]), x, prefix)
+    return _tokens(F.conv3d(_volume(x, grid, prefix), weight, bias, padding=padding, groups=x.shape[3]), prefix)
 
 
 def conv_shifted_add(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
@@ -104,7 +108,7 @@ def conv_shifted_add(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, i
         for j in range(kh):
             for k in range(kw):
                 out = out + padded[:, i : i + frames, j : j + height, k : k + width] * weight[:, 0, i, j, k]
-    return F.pad(out.flatten(2, 3), (0, 0, prefix, 0))
+    return _padded(out.flatten(2, 3), prefix)
 
 
 def st_adapter_published(

@@ -41,9 +41,15 @@ I2V_INLINE Vec<double> load(const double* p) {
 }
 
 I2V_INLINE Vec<float> load(const bf16* p) {
+#if I2V_ISA >= I2V_ISA_AVX512  // GCC 12 widens half a vector at a time
+  const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+#elif I2V_ISA == I2V_ISA_AVX2
+  const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16);
+#else
   Half16 half;
   std::memcpy(&half, p, sizeof half);
   const Bits32 wide = __builtin_convertvector(half, Bits32) << 16;
+#endif
   Vec<float> x;
   std::memcpy(&x, &wide, sizeof x);
   return x;

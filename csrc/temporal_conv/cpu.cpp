@@ -23,7 +23,18 @@ struct Problem {
   Activation activation;
   Extra with_extra;
   View<3> extra;
+  View<5> weight;  // for the kernels that arrange it themselves
+  bool turned;     // the kernel is turned round: the adjoint
 };
+
+// What convolve_by_columns needs, whatever the instruction set.
+constexpr int64_t least_columns = 4, least_channels = 16;
+
+// Channels of a cache line and more in the last block: what a worker of convolve_by_columns has at a time.
+template <typename T>
+int64_t channel_blocks(const Problem& p) {
+  return std::max<int64_t>(p.channels / (64 / static_cast<int64_t>(sizeof(T))), 1);
+}
 
 }  // namespace i2v
 
@@ -45,7 +56,7 @@ Problem describe(const Tensor& x, const Tensor& weight, int64_t height, int64_t 
   const bool past_cache = exceeds_cache(2 * x.numel() * x.element_size());
   return {x.size(0), x.size(1), x.size(2), x.size(3), weight.size(2), weight.size(3), weight.size(4), height, width, prefix,
           std::min(dilation, std::max<int64_t>(x.size(1), 1)), prefix_mode == "copy", past_cache, View<3>(x), {}, {}, nullptr,
-          nullptr, Activation::none, Extra::none, {}};
+          nullptr, Activation::none, Extra::none, {}, View<5>(weight), false};
 }
 
 // weight [C, 1, kt, kh, kw] as [taps, C], channels innermost as the tokens lie; the adjoint convolves with the kernel turned round.
@@ -73,14 +84,30 @@ Scratch<accumulate_t<T>> widened(const Tensor& t) {
 // Whether the frames of a token roll through registers: the kernels that are compiled so.
 bool rolls(const Problem& p) { return p.kh * p.kw == 1 && (p.kt == 3 || p.kt == 5 || p.kt == 7); }
 
+// Whether a few columns at a time lie in registers: square kernels that are compiled so, on rows and vectors that are long enough.
+bool by_columns(const Problem& p) {
+  return p.kh == p.kw && (p.kh == 3 || p.kh == 5) && p.width >= least_columns && p.height > 0 && p.channels >= least_channels;
+}
+
 // p.out = the convolution of p.x, or its adjoint.
 void convolve_into(Problem p, const Tensor& weight, const std::optional<Tensor>& bias, bool adjoint) {
   for_dtype(weight.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto wide_taps = taps_of<T>(weight, adjoint);
     const auto wide_bias = bias ? widened<T>(*bias) : Scratch<accumulate_t<T>>(0);
-    p.taps = wide_taps.data();
     p.bias = bias ? wide_bias.data() : nullptr;
+    if constexpr (sizeof(T) < 8) {
+      if (by_columns(p)) {
+        p.turned = adjoint;
+        const auto run = I2V_PICK(convolve_by_columns, T);
+        const int64_t blocks = channel_blocks<T>(p), row = 2 * p.tokens * p.channels / blocks * sizeof(T);
+        // A worker arranges weights once for the items that it has on end: no more pieces than workers.
+        torch::stable::parallel_for(0, p.batch * blocks * p.frames, (64 << 10) / row + 1,
+                                    [&](int64_t begin, int64_t end) { run(p, begin, end); });
+        return;
+      }
+    }
+    const auto wide_taps = taps_of<T>(weight, adjoint);
+    p.taps = wide_taps.data();
     const auto run = rolls(p) ? I2V_PICK(convolve_tokens, T) : I2V_PICK(convolve, T);
     const int64_t items = p.batch * p.tokens * (rolls(p) ? 1 : p.frames);
     for_pieces(items, piece_count(items, 2 * p.batch * p.tokens * p.frames * p.channels * sizeof(T) / std::max<int64_t>(items, 1)),

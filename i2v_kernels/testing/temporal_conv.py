@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,15 +50,19 @@ def _samples() -> list[Sample]:
 
 
 def _models(clips: int) -> list[Sample]:
-    def call(name: str, b: int, t: int, n: int, c: int, kernel: tuple[int, int, int], side: int) -> Sample:
-        weight = randn(c, 1, *kernel, seed=4)
-        return Sample(name, (randn(b, t, n, c), weight, randn(c)), {"grid": (side, side), "prefix": 1})
+    """ST-Adapter's widths on a ViT-B/16, with class tokens (N = 197) and without (196), in every kernel size; one clip too."""
+    shapes = [(b, n, c) for b, c in ((1, 384), (clips, 384), (clips, 768)) for n in (196, 197)]
+    tokens = {(b, n, c): randn(b, 8, n, c) for b, n, c in shapes}
 
-    return [
-        call("ViT-B/16 T=8 (3,1,1)", clips, 8, 197, 768, (3, 1, 1), 14),
-        call("ST-Adapter ViT-B/16 T=8 C=384 (3,1,1)", clips, 8, 197, 384, (3, 1, 1), 14),
-        call("ViT-B/16 T=8 (3,3,3)", clips, 8, 197, 768, (3, 3, 3), 14),
-    ]
+    def call(shape: tuple[int, int, int], kernel: tuple[int, int, int]) -> Sample:
+        (b, n, c), size = shape, ",".join(map(str, kernel))
+        options = {"grid": (14, 14), "prefix": n - 196}
+        return Sample(f"[{b},8,{n},{c}] ({size})", (tokens[shape], randn(c, 1, *kernel, seed=4), randn(c)), options)
+
+    kernels = ((3, 1, 1), (5, 1, 1), (1, 3, 3), (5, 5, 5), (3, 3, 3))
+    calls = [call(shape, kernel) for kernel in kernels for shape in tokens]
+    ordinary = len(tokens) - 1
+    return [replace(calls[ordinary], name="ViT-B/16 T=8 (3,1,1)"), *calls[:ordinary], *calls[ordinary + 1 :]]
 
 
 def _bad() -> list[Any]:

@@ -97,6 +97,51 @@ def test_temporal_conv_activation_residual_dilation(dtype, activation):
         check(i2v.temporal_conv, tensors, options, dtype)
 
 
+@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 3, 3), (1, 5, 5), (5, 5, 5)], ids=str)
+def test_temporal_conv_by_columns(dtype, kernel):
+    """Rows of the grid around every block of columns, channels around every vector and cache line, and grids below the kernel."""
+    torch.manual_seed(0)
+    sizes = itertools.cycle(itertools.product((1, 2, 3, 7), (16, 17, 33, 79), (1, 2, 5)))
+    options = itertools.cycle(
+        (
+            {},
+            {"prefix": 2, "prefix_mode": "copy"},
+            {"prefix": 1, "dilation": 2, "residual": True},
+            {"prefix": 1, "activation": "gelu"},
+            {"activation": "silu", "residual": True, "dilation": 3},
+        )
+    )
+    for width in (*range(3, 17), 19):
+        for _ in range(3):
+            (height, channels, frames), kwargs = next(sizes), next(options)
+            x = torch.randn(2, frames, kwargs.get("prefix", 0) + height * width, channels)
+            tensors = (x, torch.randn(channels, 1, *kernel), torch.randn(channels))
+            check(i2v.temporal_conv, tensors, {"grid": (height, width), **kwargs}, dtype)
+
+
+def test_temporal_conv_by_columns_of_strided_tensors(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 30, 40).to(dtype).transpose(0, 1)[:, :, 1:29, 2:37]
+    weight = torch.randn(3, 3, 3, 1, 70).to(dtype).permute(4, 3, 2, 0, 1)[::2]
+    got = i2v.temporal_conv(x, weight, grid=(4, 7), backend="cpu").double()
+    want = i2v.temporal_conv(x.double(), weight.double(), grid=(4, 7), backend="reference")
+    assert (got - want).norm() <= LIMITS[dtype] * want.norm()
+
+
+@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 3, 3), (5, 5, 5), (3, 1, 1)], ids=str)
+def test_temporal_conv_of_what_is_not_finite(dtype, kernel):
+    """Infinity and NaN reach the outputs that they belong to, and no padding or other frame."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 6, 63, 35), torch.randn(35, 1, *kernel)
+    x[0, 2, 0, 3] = x[1, 5, 62, 34] = torch.inf
+    x[0, 4, 31, 0] = torch.nan
+    got = i2v.temporal_conv(x.to(dtype), weight.to(dtype), grid=(7, 9), backend="cpu").double()
+    want = i2v.temporal_conv(x.to(dtype).double(), weight.to(dtype).double(), grid=(7, 9), backend="reference")
+    assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf())
+    finite = want.isfinite()
+    assert (got - want)[finite].norm() <= LIMITS[dtype] * want[finite].norm()
+
+
 def test_temporal_conv_at_its_limits(dtype):
     tensors = (torch.randn(1, 4, 12, 17), torch.randn(17, 1, 7, 7, 7), torch.randn(17))
     check(i2v.temporal_conv, tensors, {"grid": (3, 4)}, dtype)
