@@ -1,4 +1,4 @@
-"""Builds of the extension, each made once for a state of its sources, whatever clone asks: tests need some beside the installed one.
+"""Builds of the extension, each made once for a state of its sources, whatever clone asks: tests need some besides.
 
 ``python -m tests.csrc.building`` puts the ordinary one into ``i2v_kernels/``; environment variables as for ``setup.py``.
 """

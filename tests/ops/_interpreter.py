@@ -13,10 +13,10 @@ from test_token_shift_in_place import same_bits_as_out_of_place, takes_what_is_e
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import i2v_kernels as i2v
+from i2v_kernels.ops import triton_launch
 from i2v_kernels.ops.base import OPS
 from i2v_kernels.ops.patch_embed import fold
 from i2v_kernels.ops.temporal_conv import triton_backward
-from i2v_kernels.ops.triton_launch import PLANNED
 from i2v_kernels.testing import OPINFOS, Sample
 from i2v_kernels.testing.bottleneck_adapter import _parameters as bottleneck
 from i2v_kernels.testing.opinfo import pixels
@@ -91,10 +91,10 @@ def test_again_with_other_values(name):
 
     for sample in INFOS[name].samples()[:2]:
         compare(INFOS[name], sample, torch.float16, "triton")
-        kinds = len(PLANNED)
+        kinds = len(triton_launch.PLANNED)
         again = Sample(sample.name, tuple(map(other, sample.args)), {k: other(v) for k, v in sample.kwargs.items()})
         compare(INFOS[name], again, torch.float16, "triton")
-        assert len(PLANNED) == kinds > 0
+        assert len(triton_launch.PLANNED) == kinds > 0
 
 
 @pytest.mark.parametrize("name, sample", [(name, i) for name in INFOS for i in (0, 6)])
@@ -159,7 +159,7 @@ def test_convolution_by_any_number_of_programs(kernel, options, programs, monkey
     """Each takes several tiles of tokens; their sums are added in one go, or a last part of it."""
     monkeypatch.setattr(triton_backward, "WAVE", programs)
     monkeypatch.setattr(triton_backward, "ADDED", 2)
-    PLANNED.clear()  # calls of this shape may have been planned with other numbers
+    monkeypatch.setattr(triton_launch, "PLANNED", {})  # calls of this shape may have been planned with other numbers
     sample = Sample("", (randn(2, 2, 20, 20), randn(20, 1, *kernel), randn(20)), {"prefix": 1, **options})
     compare(INFOS["temporal_conv"], sample, torch.float32, "triton")
 

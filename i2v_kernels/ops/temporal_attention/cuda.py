@@ -43,7 +43,7 @@ def _aligned(x: Tensor) -> bool:
     return all(step % 8 == 0 for step in steps) and _address(x) % 16 == 0
 
 
-def _address(x: Tensor) -> int:
+def _address(x: Tensor) -> int | torch.SymInt:
     """Where the tensor begins: foreign memory (DLPack) may do so anywhere. Of a tensor without memory, within its storage."""
     within = x.storage_offset() * x.element_size()
     if isinstance(x, FakeTensor):
