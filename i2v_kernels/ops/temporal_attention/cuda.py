@@ -40,7 +40,7 @@ def limits(q: Tensor, k: Tensor | None, v: Tensor | None) -> str | None:
 
 def _aligned(x: Tensor) -> bool:
     steps = [stride for size, stride in zip(x.shape[:-1], x.stride()) if size > 1]
-    return all(step % 8 == 0 for step in steps) and _address(x) % 16 == 0
+    return all(step % 8 == 0 for step in steps) and bool(_address(x) % 16 == 0)
 
 
 def _address(x: Tensor) -> int | torch.SymInt:
