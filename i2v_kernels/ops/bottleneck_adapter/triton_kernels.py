@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -62,12 +63,14 @@ def bottleneck_adapter_kernel(
     n_c,  # blocks of channels: no constant, or the compiler would unroll the loops over them
     s_x, s_y, s_h, s_down, s_up, eps, scale,
     C: tl.constexpr, R: tl.constexpr,
+    UNIT: tl.constexpr,  # of strides, so that the compiler sees what divides them
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, DOT: tl.constexpr,
     PLACE: tl.constexpr,  # dtype that counts elements from a tile's first row on
     BM: tl.constexpr,
     BR: tl.constexpr, BR2: tl.constexpr,  # R as the sum of two powers of two, or one and 0
     BC: tl.constexpr,
 ):  # fmt: skip
+    s_x, s_y, s_h, s_down, s_up = s_x * UNIT, s_y * UNIT, s_h * UNIT, s_down * UNIT, s_up * UNIT
     i_m = tl.program_id(0).to(tl.int64) * BM
     m_m = tl.arange(0, BM) < M - i_m
     o_m = tl.minimum(tl.arange(0, BM), M - 1 - i_m).to(PLACE)  # the last row again, so that no load needs a mask
@@ -142,17 +145,21 @@ def plan(
     first, second = parts(width)
     # as many rows as registers hold: weights are read from the second-level cache once for each tile
     tile, block = (128, 64) if first + second <= 128 else (128, 32) if first + second <= 192 else (64, 64)
+    strides = {
+        "s_x": x.stride(0), "s_y": out.stride(0), "s_h": 0 if kept is None else kept.stride(0),
+        "s_down": down_weight.stride(0), "s_up": up_weight.stride(0),
+    }  # fmt: skip
+    unit = math.gcd(16, *strides.values()) % 16 or 1  # 16 Triton sees itself
     args: dict[str, Any] = {
         "x": x, "y": out, "h": kept, "down": down_weight, "down_bias": down_bias, "up": up_weight, "up_bias": up_bias,
         "norm": norm_weight, "norm_bias": norm_bias, "M": rows, "n_c": cdiv(channels, block),
-        "s_x": x.stride(0), "s_y": out.stride(0), "s_h": 0 if kept is None else kept.stride(0),
-        "s_down": down_weight.stride(0), "s_up": up_weight.stride(0),
+        **{name: stride // unit for name, stride in strides.items()},
         "eps": eps, "scale": scale,
     }  # fmt: skip
     dot = tl.float32 if dots_in_fp32(x.dtype) else {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[x.dtype]
     constexprs = {
-        "C": channels, "R": width, "ACTIVATION": activation, "RESIDUAL": residual, "DOT": dot,
-        "PLACE": tl.int32 if tile * max(args["s_x"], args["s_y"], args["s_h"]) < 2**31 else tl.int64,
+        "C": channels, "R": width, "UNIT": unit, "ACTIVATION": activation, "RESIDUAL": residual, "DOT": dot,
+        "PLACE": tl.int32 if tile * max(strides.values()) < 2**31 else tl.int64,
         "BM": tile, "BR": first, "BR2": second, "BC": block,
     }  # fmt: skip
     return Launch(bottleneck_adapter_kernel, cdiv(rows, tile), args, constexprs, threads=256, stages=3 if tile == 128 else 2)
@@ -204,4 +211,5 @@ AOT = [
     _aot("C768 R192 gelu", 768, 192, "gelu", normed=False),
     _aot("C1024 R256 quick_gelu", 1024, 256, "quick_gelu", normed=False),
     _aot("C768 R128 silu, norm", 768, 128, "silu", normed=True),
+    _aot("C760 R192 gelu", 760, 192, "gelu", normed=False),
 ]
