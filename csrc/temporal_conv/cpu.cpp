@@ -84,7 +84,7 @@ Scratch<accumulate_t<T>> widened(const Tensor& t) {
 // Whether the frames of a token roll through registers: the kernels that are compiled so.
 bool rolls(const Problem& p) { return p.kh * p.kw == 1 && (p.kt == 3 || p.kt == 5 || p.kt == 7); }
 
-// Whether a few columns at a time lie in registers: square kernels that are compiled so, on rows and vectors that are long enough.
+// Whether a few columns at a time lie in registers: square kernels that are compiled so, where rows and vectors are long enough.
 bool by_columns(const Problem& p) {
   return p.kh == p.kw && (p.kh == 3 || p.kh == 5) && p.width >= least_columns && p.height > 0 && p.channels >= least_channels;
 }

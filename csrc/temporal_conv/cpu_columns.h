@@ -1,7 +1,7 @@
 // Square kernels over the grid. The sums of a few columns and of all rows that an input meets lie in registers: each weight is
-// loaded once for the columns, each input once for all its sums. Included by cpu_kernels.h inside the namespace of an instruction set.
+// loaded once for the columns, each input once for all its sums. Included by cpu_kernels.h inside an instruction set's namespace.
 
-// Columns at a time, in two sizes that cover a row of the grid with little overlap: what the registers hold beside weights and input.
+// Columns at a time, in two sizes that cover a row of the grid with little overlap: what registers hold beside weights and input.
 template <int K>
 constexpr int wide_columns = I2V_ISA >= I2V_ISA_AVX512 ? (K == 3 ? 7 : 5) : (K == 3 ? 4 : 2);
 template <int K>
@@ -85,8 +85,8 @@ struct Plane {
   }
 };
 
-// The columns [x0, x0 + X) of all rows: the sums of K rows roll through registers, so that each row of inputs is read once a tap in
-// time, or once for two of them.
+// The columns [x0, x0 + X) of all rows: the sums of K rows roll through registers, so that each row of inputs is read once a tap
+// in time, or once for two of them.
 template <int K, int X, typename T>
 I2V_INLINE void convolve_columns(const Plane<T>& at, int64_t x0) {
   using A = accumulate_t<T>;
@@ -157,8 +157,8 @@ I2V_INLINE int64_t wide_blocks(int64_t width) {
 template <typename T>
 constexpr int vectors_per_tap = pairs<T> ? 2 : 1;
 
-// The weights of one vector of channels, tap after tap; where products come in pairs, first each with that of the next frame, then
-// each with zeros.
+// The weights of one vector of channels, tap after tap; where products come in pairs, first each with that of the next frame,
+// then each with zeros.
 template <typename T>
 I2V_INLINE void arrange(const Problem& p, int64_t c, accumulate_t<T>* to) {
   using A = accumulate_t<T>;

@@ -1,5 +1,5 @@
-// Kernels of 3, 5 or 7 frames that do not reach over the grid: the frames of one token roll through registers, forward and for all
-// gradients. Included by cpu_kernels.h inside the namespace of an instruction set.
+// Kernels of 3, 5 or 7 frames that do not reach over the grid: the frames of one token roll through registers, forward and for
+// all gradients. Included by cpu_kernels.h inside the namespace of an instruction set.
 
 // K neighbouring frames of one token that roll through registers, NV vectors of each: every frame is read once.
 template <int K, int NV, bool Part, typename T>
@@ -115,8 +115,8 @@ I2V_INLINE void backward_vectors(const Problem& p, int64_t b, int64_t n, int64_t
   using A = accumulate_t<T>;
   constexpr int W = lanes<A>;
   const int64_t left = p.channels - c, frames = p.frames, dilation = p.dilation, reach = K / 2 * dilation;
-  const int64_t x_frame = p.x.stride[1], grad_frame = p.grad.stride[1], out_frame = p.out.stride[1], extra_frame = p.extra.stride[1];
-  const int64_t next_x = p.x.stride[2], next_grad = p.grad.stride[2];
+  const int64_t x_frame = p.x.stride[1], grad_frame = p.grad.stride[1], next_x = p.x.stride[2], next_grad = p.grad.stride[2];
+  const int64_t out_frame = p.out.stride[1], extra_frame = p.extra.stride[1];
   const bool past_cache = p.past_cache;
   const T* grad = row_of<const T>(p.grad, b, 0, n) + c;
   const T* x = row_of<const T>(p.x, b, 0, n) + c;

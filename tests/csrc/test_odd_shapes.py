@@ -99,7 +99,7 @@ def test_temporal_conv_activation_residual_dilation(dtype, activation):
 
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 3, 3), (1, 5, 5), (5, 5, 5)], ids=str)
 def test_temporal_conv_by_columns(dtype, kernel):
-    """Rows of the grid around every block of columns, channels around vectors and cache lines, grids below the kernel."""
+    """Rows around every block of columns, channels around every vector and cache line, and grids smaller than the kernel."""
     torch.manual_seed(0)
     sizes = itertools.cycle(itertools.product((1, 2, 3, 7), (16, 17, 33, 79), (1, 2, 5)))
     options = itertools.cycle(
