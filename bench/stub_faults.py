@@ -29,7 +29,7 @@ def all_at_once():
         return (out.mul_(1.01) if q.dtype == torch.float16 else out), lse
 
     def dies(old, grad, *args):
-        if grad.dtype == torch.float16 and grad.shape == (2, 8, 5, 3, 16):
+        if grad.dtype == torch.float16 and grad.shape == (1, 4, 3, 2, 64):
             os._exit(66)
         return old(grad, *args)
 

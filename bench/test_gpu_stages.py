@@ -258,7 +258,7 @@ def test_the_whole_of_it_in_the_stub(tmp_path):
     said = child.communicate()[0]
     assert child.returncode == 0, said
     ran = {name for name, result in results(tmp_path).items() if result == "ok"}
-    assert ran == {"smoke", "tests", "rows", "bench", "memcheck", "opcheck", "racecheck", "float32", "patch", "ncu"}, said
+    assert ran == {"smoke", "tests", "rows", "bench", "memcheck", "opcheck", "float32", "patch", "ncu"}, said
     assert {stage["stage"] for stage in summary(tmp_path)["stages"]} == set(stages.EVERY)
     kept = content(tmp_path)
     backends = {(r["op"], r["backend"]) for r in json.loads(kept["smoke.json"])["rows"]}
@@ -286,7 +286,7 @@ def test_broken_kernels_turn_their_stages_red(tmp_path):
     rows = json.loads(kept["smoke.json"])["rows"]
     assert [(r["op"], r["backend"]) for r in rows if r["bad"]] == [("token_shift_", "triton")]
     failed = json.loads(kept["tests.json"])["failed_tests"]
-    culprits = ("temporal_attention-triton", "temporal_attention-cuda", "test_temporal_attention_cuda.py")
+    culprits = ("temporal_attention-triton", "test_temporal_attention_cuda.py")
     assert all(any(culprit in name for culprit in culprits) for name in failed)
     assert all(any(culprit in name for name in failed) for culprit in culprits)
     assert "processes replaced" in json.loads(kept["tests.json"])["note"]
