@@ -41,7 +41,7 @@ def _samples() -> list[Sample]:
         Sample("T8 D72", _qkv(1, 8, 3, 2, 72)),  # SigLIP-so400m
         Sample("T16 D80, causal", _qkv(1, 16, 1, 2, 80), {"causal": True}),
         Sample("T8 D88, packed", tuple(randn(1, 8, 3, 3, 2, 88).unbind(3))),
-        Sample("T4 D104, offsets", _qkv(1, 4, 5, 2, 104), {"offsets": [1, -2]}),
+        Sample("T4 D104, offsets", _qkv(2, 4, 9, 2, 104), {"offsets": [1, -2]}),
         Sample("T17 D24", _qkv(1, 17, 2, 1, 24)),
         Sample("T32 D64", _qkv(1, 32, 2, 1, 64), {"causal": True}),
         Sample("no tokens", _qkv(2, 8, 0, 3, 16)),
