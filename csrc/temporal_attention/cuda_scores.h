@@ -5,22 +5,13 @@
 
 namespace i2v::attention {
 
-// One instruction each on a GPU, within 2^-22 of the result. What is below 2^-126 becomes zero.
+// One instruction on a GPU, within 2^-22 of the result. What is below 2^-126 becomes zero.
 I2V_WARP float fast_exp2(float x) {
 #if defined(__CUDA_ARCH__)
   asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
   return x;
 #else
   return std::exp2(x);
-#endif
-}
-
-I2V_WARP float fast_inverse(float x) {
-#if defined(__CUDA_ARCH__)
-  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
-  return x;
-#else
-  return 1 / x;
 #endif
 }
 
@@ -104,7 +95,7 @@ I2V_WARP void softmax(const Launch& p, const Place& at, Warp& warp) {
   for_strips<Frames>([&](int i) { warp.row_sum([=](auto& lane) -> float& { return lane.rows.sum[i]; }); });
   warp.each([&](auto& lane) {
     float inverse[Shape<Frames>::strips];
-    for_strips<Frames>([&](int i) { inverse[i] = fast_inverse(lane.rows.sum[i]); });
+    for_strips<Frames>([&](int i) { inverse[i] = 1 / lane.rows.sum[i]; });
     for_scores<Frames>([&](int i, int j, int e) {  // a query that sees no frame gives zeros, and so does one that is not there
       lane.scores[i][j][e] = lane.rows.any[i] > 0 ? lane.scores[i][j][e] * inverse[i] : 0;
     });

@@ -41,7 +41,7 @@ def _samples() -> list[Sample]:
         Sample("T8 D72", _qkv(1, 8, 3, 2, 72)),  # SigLIP-so400m
         Sample("T16 D80, causal", _qkv(1, 16, 1, 2, 80), {"causal": True}),
         Sample("T8 D88, packed", tuple(randn(1, 8, 3, 3, 2, 88).unbind(3))),
-        Sample("T4 D104, offsets", _qkv(1, 4, 5, 2, 104), {"offsets": [1, -2]}),
+        Sample("T4 D104, offsets", _qkv(2, 4, 9, 2, 104), {"offsets": [1, -2]}),
         Sample("T17 D24", _qkv(1, 17, 2, 1, 24)),
         Sample("T32 D64", _qkv(1, 32, 2, 1, 64), {"causal": True}),
         Sample("no tokens", _qkv(2, 8, 0, 3, 16)),
@@ -59,8 +59,6 @@ def _samples() -> list[Sample]:
         Sample("offsets", (q, k, v), {"offsets": [-1, 0, 2]}),
         Sample("far offsets", (q, k[:, :6], v[:, :6]), {"offsets": [-9, 4, 6], "causal": True}),
         Sample("offsets and all", (q, k, v), {"offsets": [1, 0, -3], "bias": bias, "mask": mask, "window": (3, 2)}),
-        Sample("offsets, inf in k", (q, inf_k, v), {"offsets": [2, 0, -1], "causal": True}),
-        Sample("offsets, nan in q", (nan_q, k, v), {"offsets": [-1, 9, 1], "causal": True}),
         Sample("one packed tensor", (randn(2, 8, 5, 3, 3, 16),), {"bias": bias, "mask": mask, "causal": True}),
     ]
 

@@ -30,6 +30,12 @@ def randn(*shape, seed=0):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def spoiled(sample, which, value):
+    """With one number of q, k or v that is not finite."""
+    sample.args[which][0, 2, 1, 1, 3] = value
+    return sample
+
+
 def attention(name, b, t, n, h, d, **options):
     qkv = randn(b, t, n, 3, h, d).unbind(3)
     masks = {"mask": torch.arange(t)[None] % 3 != torch.arange(b)[:, None]} if options.pop("mask", False) else {}
@@ -43,6 +49,10 @@ MORE = {
         attention("several shares of the bias", 2, 3, 9, 2, 8, bias=True),
         attention("wide heads", 1, 3, 2, 1, 136),
         attention("long, offsets, window", 1, 40, 1, 2, 8, mask=True, offsets=[3, -2], window=(9, 4)),
+        spoiled(attention("nan in q, one key sees it", 1, 7, 3, 3, 8, causal=True, offsets=[0, 1, 9]), 0, float("nan")),
+        spoiled(attention("nan in q, T19, offsets", 1, 19, 2, 2, 8, window=(3, 1), offsets=[0, -2]), 0, float("nan")),
+        spoiled(attention("inf in v, offsets", 2, 5, 2, 2, 8, causal=True, offsets=[-9, -1]), 2, float("inf")),
+        attention("D that no 8 divides", 1, 6, 3, 2, 20, bias=True),
         Sample("many to few", (randn(1, 40, 2, 1, 8), *randn(2, 1, 7, 2, 1, 8).unbind(0)), {"bias": randn(1, 40, 7)}),
         Sample("few to many", (randn(2, 5, 2, 1, 8), *randn(2, 2, 36, 2, 1, 8).unbind(0)), {"causal": True}),
     ],

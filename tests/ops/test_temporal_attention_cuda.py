@@ -5,11 +5,15 @@ Run on the CPU by the kernels' emulation, and by the kernels themselves where th
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from emulation import device_fixture
 from test_correct import compare
 from test_temporal_attention import INFO, log_sum_exp
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from i2v_kernels import _extension
 from i2v_kernels.ops.temporal_attention import cuda
@@ -111,6 +115,30 @@ def test_sequences_of_a_warp_are_apart(frames, place, value, device):
     for clean, spoiled in zip(results(False), results(True)):
         clean[0, :, 3, 1] = spoiled[0, :, 3, 1] = 0
         assert torch.equal(clean, spoiled)
+
+
+def misaligned(*shape):
+    """As DLPack may hand it over: the storage itself begins 2 bytes behind a multiple of 16."""
+    count = math.prod(shape)
+    memory = np.zeros(count + 16, np.float16)
+    begin = (2 - memory.ctypes.data) % 16 // 2
+    return torch.from_numpy(memory[begin : begin + count]).view(shape)
+
+
+def test_memory_that_begins_anywhere():
+    """It is refused before the launch, gradients are copied, and tensors without memory are judged by their offset."""
+    x = misaligned(1, 4, 2, 1, 8)
+    assert x.storage_offset() == 0 and x.data_ptr() % 16 == 2
+    assert "multiple of 16 bytes" in cuda.limits(x, x, x)
+    args = (*torch.randn(3, 1, 4, 2, 1, 8).half().unbind(0), None, None, None, 1.0, -1, -1, False)
+    same = x.copy_(torch.randn(x.shape)).clone()
+    for got, want in zip(*(cuda.backward(grad, *args) for grad in (x, same))):
+        assert torch.equal(got, want)
+    for device in (FakeTensorMode(), torch.device("meta")):
+        with device:
+            wide = torch.empty(1, 4, 2, 1, 16, dtype=torch.float16)
+            assert cuda.limits(wide[..., 8:], wide[..., 8:], wide[..., :8]) is None
+            assert cuda.limits(wide[..., 1:9], wide[..., 8:], wide[..., 8:]) is not None
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def _aligned(x: Tensor) -> bool:
 
 def _address(x: Tensor) -> int | torch.SymInt:
     """Where the tensor begins: foreign memory (DLPack) may do so anywhere. Of a tensor without memory, within its storage."""
-    within = x.storage_offset() * x.element_size()
+    within = int(x.storage_offset()) * x.element_size()
     if isinstance(x, FakeTensor):
         return within
     try:

@@ -166,20 +166,15 @@ def temporal_attention_backward_kernel(
         b_dp = tl.where(m_same, b_gv, 0.0)
         b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 1)[:, None])
         b_ds = tl.where(m_valid & m_q[:, None], b_ds, 0.0)
-        if bias_sums is not None:
-            b_bias += b_ds
         if S > 1 or OFFSETS is not None:
             again = any_infinite(b_qk) | any_infinite(b_gv)
         b_p = b_p.to(DOT)
+        if bias_sums is not None:
+            b_bias += b_ds
         b_ds = (b_ds * scale).to(DOT)
-        p_dq = pointers(dq, i_b, i_h, o_t, o_n, s_dqb, s_dqt, s_dqn, s_dqh, BD, UNIT)
-        p_dk = pointers(dk, i_b, i_h, o_t, o_n, s_dkb, s_dkt, s_dkn, s_dkh, BD, UNIT)
-        p_dv = pointers(dv, i_b, i_h, o_t, o_n, s_dvb, s_dvt, s_dvn, s_dvh, BD, UNIT)
         b_pf, b_dsf, m_f = b_p, b_ds, m_k  # of keys, of frames
         if OFFSETS is not None:
             m_f = m_k & (o_t >= frames_of(0, i_h, TK, OFFSETS, HEADS)) & (o_t <= frames_of(TK - 1, i_h, TK, OFFSETS, HEADS))
-            write(p_dv, tl.zeros([BQ, BD], dtype=tl.float32), m_k & (m_f == 0), D, BD)  # read by nobody
-            write(p_dk, tl.zeros([BQ, BD], dtype=tl.float32), m_k & (m_f == 0), D, BD)
             again = again | any_infinite(b_ds)
             m_read = read_from(o_j, o_t, o_f, m_k).to(DOT)
             if again:
@@ -188,9 +183,15 @@ def temporal_attention_backward_kernel(
             else:
                 b_pf = tl.dot(b_p, m_read, input_precision=PRECISION).to(DOT)
                 b_dsf = tl.dot(b_ds, m_read, input_precision=PRECISION).to(DOT)
+        p_dq = pointers(dq, i_b, i_h, o_t, o_n, s_dqb, s_dqt, s_dqn, s_dqh, BD, UNIT)
+        p_dk = pointers(dk, i_b, i_h, o_t, o_n, s_dkb, s_dkt, s_dkn, s_dkh, BD, UNIT)
+        p_dv = pointers(dv, i_b, i_h, o_t, o_n, s_dvb, s_dvt, s_dvn, s_dvh, BD, UNIT)
         write(p_dv, tl.dot(tl.trans(b_pf), b_g, input_precision=PRECISION), m_f, D, BD)
         write(p_dq, tl.dot(b_ds, b_k, input_precision=PRECISION), m_q, D, BD)
         write(p_dk, tl.dot(tl.trans(b_dsf), b_q, input_precision=PRECISION), m_f, D, BD)
+        if OFFSETS is not None:  # read by nobody
+            write(p_dv, tl.zeros([BQ, BD], dtype=tl.float32), m_k & (m_f == 0), D, BD)
+            write(p_dk, tl.zeros([BQ, BD], dtype=tl.float32), m_k & (m_f == 0), D, BD)
         if S > 1:  # noqa: SIM102
             if again:
                 tl.debug_barrier()
