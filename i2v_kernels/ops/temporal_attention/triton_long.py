@@ -44,7 +44,8 @@ def temporal_attention_backward_rows_kernel(
     o_n = i_n + o_j
     p_q = pointers(q, i_b, i_h, o_t, o_n, s_qb, s_qt, s_qn, s_qh, BD, UNIT)
     p_g = pointers(g, i_b, i_h, o_t, o_n, s_gb, s_gt, s_gn, s_gh, BD, UNIT)
-    # float32 operands that outlive a product are kept in registers, more than there are: they are read again instead
+    # float32 operands that outlive a product are kept in registers, more than there are: they are read again instead,
+    # and no address is kept from before the loop
     AGAIN: tl.constexpr = DOT == tl.float32  # noqa: SIM300
     b_q = read(p_q, m_q, D, BD, DOT)  # [BQ, BD]
     b_g = read(p_g, m_q, D, BD, DOT)
@@ -52,7 +53,7 @@ def temporal_attention_backward_rows_kernel(
     b_l = tl.zeros([BQ], dtype=tl.float32)
     b_delta = tl.zeros([BQ], dtype=tl.float32)
     b_any = tl.zeros([BQ], dtype=tl.int32)
-    for i_k in range(tl.cdiv(TK, BK)):
+    for i_k in tl.range(tl.cdiv(TK, BK), disable_licm=AGAIN):
         if AGAIN:
             b_q = read(p_q, m_q, D, BD, DOT)
             b_g = read(p_g, m_q, D, BD, DOT)
