@@ -94,7 +94,7 @@ class Collect(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.__name__.split(".")[0]
         written = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        if func.is_view or "empty" in name or name in ("_unsafe_view", "detach") or not written:
+        if func.is_view or "empty" in name or name in ("_unsafe_view", "detach", "set_") or not written:
             return out
         flops = 0
         if name in ("mm", "bmm", "addmm", "baddbmm"):
@@ -218,7 +218,7 @@ def write(path: Path, ops: Sequence[str], processes: int) -> list[dict[str, Any]
 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with OnMeta():
-        jobs = [(info.name, i) for info in OPINFOS for i in range(len(info.models(1))) if not ops or info.name in ops]
+        jobs = [(info.name, i) for info in OPINFOS for i in range(len(info.models(CLIPS))) if not ops or info.name in ops]
     with (
         tempfile.TemporaryDirectory() as scratch,
         ProcessPoolExecutor(processes, get_context("spawn"), aot.prepare, (scratch,)) as pool,

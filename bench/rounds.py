@@ -45,7 +45,7 @@ def _attention_backward(v: Values, found: list[float]) -> tuple[int, ...]:
 
 def _conv(v: Values, found: list[float]) -> tuple[int, ...]:
     """Over taps; the others copy frames of a few rows."""
-    taps = v["KT"] * v["KH"] * v["KW"] if "UNROLL" in v else v["KT"] // v["GT"] * v["KH"] * v["KW"]
+    taps = v["KT"] // v["GT"] * v["KH"] * v["KW"]
     if taps == 1:
         return (0,)
     return (taps, *(0,) * (len(found) - 1)) if found[0] > 0.1 else ()
@@ -53,7 +53,7 @@ def _conv(v: Values, found: list[float]) -> tuple[int, ...]:
 
 def _conv_backward(v: Values, found: list[float]) -> tuple[int, ...]:
     """Over frames, over the dilation, over tiles; those before copy frames of a few rows."""
-    last = [over(v["T"], v.get("BT", 1) * v["dilation"]), *([v["dilation"]] if v["dilation"] > 1 else [])]
+    last = [over(v["T"], v["BT"] * v["dilation"]), *([v["dilation"]] if v["dilation"] > 1 else [])]
     last.append(round(v["B"] * over(v["N"], v["BN"]) / v["P"]))
     return (*(0,) * (len(found) - len(last)), *last)
 
@@ -66,11 +66,10 @@ RULES: dict[str, Callable[[Values, list[float]], tuple[int, ...]]] = {
     "temporal_attention_backward_bias_kernel": lambda v, found: (over(v["B"] * v["N"], v["P"]),),
     "token_shift_edge_adjoint_kernel": lambda v, found: tuple(map(abs, v["OFFSETS"])) if len(found) > 1 else (0,),
     "temporal_conv_kernel": _conv,
-    "temporal_conv_rolling_kernel": lambda v, found: (v["KH"], v["BT"] + 2)[2 - len(found) :],
-    "temporal_conv_weight_grad_kernel": _conv_backward,
     "temporal_conv_backward_kernel": _conv_backward,
     "temporal_conv_add_kernel": lambda v, found: (over(v["P"], v["BP"]),),
     "bottleneck_adapter_kernel": lambda v, found: (over(v["C"], v["BC"]),) * (2 if v["norm"] is None else 4),
-    "patch_embed_kernel": lambda v, found: (over(v["KP"] if "KP" in v else v["K"], v["BK"]),),
+    "patch_embed_kernel": lambda v, found: (over(v["KP"], v["BK"]),),
     "fold_kernel": lambda v, found: (over(v["KP"], v["BK"]),),
+    "unfold_kernel": lambda v, found: (over(v["PH"] * v["PW"] * 3, v["BK"]),),
 }
