@@ -50,18 +50,19 @@ def _samples() -> list[Sample]:
 
 
 def _models(clips: int) -> list[Sample]:
-    """ST-Adapter's widths on a ViT-B/16, with class tokens (N = 197) and without (196), in every kernel size; one clip too."""
-    shapes = [(b, n, c) for b, c in ((1, 384), (clips, 384), (clips, 768)) for n in (196, 197)]
-    tokens = {(b, n, c): randn(b, 8, n, c) for b, n, c in shapes}
+    """ST-Adapter's widths on a ViT-B/16, with class tokens (N = 197) and without (196), in every kernel size; few clips too."""
+    shapes = [(few, n, c) for few, c in ((True, 384), (False, 384), (False, 768)) for n in (196, 197)]
+    tokens = {(few, n, c): randn(max(clips // 4, 1) if few else clips, 8, n, c) for few, n, c in shapes}
 
-    def call(shape: tuple[int, int, int], kernel: tuple[int, int, int]) -> Sample:
-        (b, n, c), size = shape, ",".join(map(str, kernel))
+    def call(shape: tuple[bool, int, int], kernel: tuple[int, int, int]) -> Sample:
+        (few, n, c), size = shape, ",".join(map(str, kernel))
+        name = f"N={n} C={c} ({size}){', few clips' if few else ''}"
         options = {"grid": (14, 14), "prefix": n - 196}
-        return Sample(f"[{b},8,{n},{c}] ({size})", (tokens[shape], randn(c, 1, *kernel, seed=4), randn(c)), options)
+        return Sample(name, (tokens[shape], randn(c, 1, *kernel, seed=4), randn(c)), options)
 
     kernels = ((3, 1, 1), (5, 1, 1), (1, 3, 3), (5, 5, 5), (3, 3, 3))
-    calls = [call(shape, kernel) for kernel in kernels for shape in tokens]
-    ordinary = len(tokens) - 1
+    calls = [call(shape, kernel) for kernel in kernels for shape in shapes]
+    ordinary = len(shapes) - 1
     return [replace(calls[ordinary], name="ViT-B/16 T=8 (3,1,1)"), *calls[:ordinary], *calls[ordinary + 1 :]]
 
 

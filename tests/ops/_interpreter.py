@@ -201,7 +201,7 @@ def test_patch_embed_in_two_launches(monkeypatch):
     kernels, launched = kernels_of("patch_embed"), []
     video, (weight, bias) = pixels(1, 2, 8, 12), (t.half() for t in patch_weights(10, 4, 4))
     with monkeypatch.context() as patch, Calls() as calls:
-        patch.setattr(kernels, "run", lambda launches, device: launched.extend(launches))
+        patch.setattr(kernels, "run", lambda plan, tensors, options: launched.extend(plan(*tensors, *options)))
         kernels.forward(video, weight, bias, list(CLIP["mean"]), list(CLIP["std"]))
     assert [launch.kernel.__name__ for launch in launched] == ["fold_kernel", "patch_embed_kernel"]
     assert {name for name in calls.names if not name.startswith(("empty", "new_empty", "fill"))} == set()
