@@ -41,7 +41,7 @@ class Drawn:
         return drawn if self.scale == 1 else drawn.mul_(self.scale)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """Arguments of one call. Floating-point tensors are float64 on the CPU until ``to`` places them; those of a model's call
     are ``Drawn`` until then.

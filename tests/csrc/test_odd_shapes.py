@@ -17,10 +17,17 @@ LIMITS = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 1.5e-2, tor
 pytestmark = pytest.mark.skipif(EXTENSION is None, reason=str(WHY_NOT))
 
 
-@pytest.fixture(params=[(isa, dtype) for isa in ISAS for dtype in LIMITS], ids=lambda p: f"{p[0]}-{p[1]}")
-def dtype(request):
-    EXTENSION.use_instruction_set(request.param[0])
-    yield request.param[1]
+def kernels():
+    """Each instruction set in turn, with each dtype; avx512 and avx512_bf16 are one code but for bfloat16."""
+    for isa, dtype in itertools.product(ISAS, LIMITS):
+        if isa != "avx512" or "avx512_bf16" not in ISAS or dtype == torch.bfloat16:
+            EXTENSION.use_instruction_set(isa)
+            yield isa, dtype
+
+
+@pytest.fixture(autouse=True)
+def _instruction_set():
+    yield
     EXTENSION.use_instruction_set(ISAS[-1])
 
 
@@ -32,13 +39,14 @@ def results(op, tensors, kwargs, dtype, backend):
     return [out, *torch.autograd.grad(out, leaves, grad)]
 
 
-def check(op, tensors, kwargs, dtype):
+def check(op, tensors, kwargs):
     wanted = results(op, tensors, kwargs, torch.float64, "reference")
-    for got, want in zip(results(op, tensors, kwargs, dtype, "cpu"), wanted):
-        assert (got.double() - want).norm() <= LIMITS[dtype] * want.norm() + 1e-9
+    for isa, dtype in kernels():
+        for got, want in zip(results(op, tensors, kwargs, dtype, "cpu"), wanted):
+            assert (got.double() - want).norm() <= LIMITS[dtype] * want.norm() + 1e-9, (isa, dtype, kwargs)
 
 
-def test_temporal_attention(dtype):
+def test_temporal_attention():
     torch.manual_seed(0)
     for frames, dim, heads in (
         (1, 8, 1),
@@ -60,45 +68,46 @@ def test_temporal_attention(dtype):
             {"mask": mask},
             {"bias": bias, "mask": mask, "causal": True, "scale": 0.3},
         ):
-            check(i2v.temporal_attention, (q, k, v), kwargs, dtype)
+            check(i2v.temporal_attention, (q, k, v), kwargs)
 
 
-def test_temporal_attention_at_its_limits(dtype):
+def test_temporal_attention_at_its_limits():
     q, k, v = torch.randn(3, 1, 128, 1, 1, 256).unbind(0)
-    check(i2v.temporal_attention, (q, k, v), {"causal": True}, dtype)
+    check(i2v.temporal_attention, (q, k, v), {"causal": True})
 
 
-def test_token_shift(dtype):
+def test_token_shift():
     torch.manual_seed(0)
     groupings = ([(4, 1), (4, -1)], [(3, -2), (1, 20), (28, -20)], [(1, 2**62), (1, -(2**62))])
     for padding, tokens, groups in itertools.product(("zeros", "edge", "wrap"), (None, (1, 4), (0, 5, 2)), groupings):
         for frames, residual in itertools.product((1, 2, 8), (False, True)):
             x, kwargs = torch.randn(2, frames, 5, 33), {"groups": groups, "padding": padding, "tokens": tokens}
-            check(i2v.token_shift, (x,), {**kwargs, "residual": residual}, dtype)
-            want = i2v.token_shift(x.to(dtype), **kwargs)
-            assert torch.equal(i2v.token_shift_(x.to(dtype), **kwargs, backend="cpu"), want)
+            check(i2v.token_shift, (x,), {**kwargs, "residual": residual})
+            for _, dtype in kernels():
+                want = i2v.token_shift(x.to(dtype), **kwargs)
+                assert torch.equal(i2v.token_shift_(x.to(dtype), **kwargs, backend="cpu"), want)
 
 
-def test_temporal_conv(dtype):
+def test_temporal_conv():
     torch.manual_seed(0)
     kernels = ((1, 1, 1), (3, 1, 1), (5, 1, 1), (7, 1, 1), (3, 3, 3), (3, 5, 1))
     for kernel, frames, channels in itertools.product(kernels, (1, 4), (1, 7, 65, 130)):
         mode = ("zero", "copy")[frames == 4]
         tensors = (torch.randn(2, frames, 13, channels), torch.randn(channels, 1, *kernel), torch.randn(channels))
-        check(i2v.temporal_conv, tensors, {"grid": (3, 4), "prefix": 1, "prefix_mode": mode}, dtype)
+        check(i2v.temporal_conv, tensors, {"grid": (3, 4), "prefix": 1, "prefix_mode": mode})
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "quick_gelu", "silu"])  # relu has a step where rounding decides
-def test_temporal_conv_activation_residual_dilation(dtype, activation):
+def test_temporal_conv_activation_residual_dilation(activation):
     torch.manual_seed(0)
     for kt, channels, dilation in itertools.product((3, 5, 7), (7, 65, 130), (1, 2)):
         tensors = (torch.randn(2, 6, 5, channels), torch.randn(channels, 1, kt, 1, 1), torch.randn(channels))
         options = {"prefix": 1, "activation": activation, "residual": kt != 5, "dilation": dilation}
-        check(i2v.temporal_conv, tensors, options, dtype)
+        check(i2v.temporal_conv, tensors, options)
 
 
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 3, 3), (1, 5, 5), (5, 5, 5)], ids=str)
-def test_temporal_conv_by_columns(dtype, kernel):
+def test_temporal_conv_by_columns(kernel):
     """Rows around every block of columns, channels around every vector and cache line, and grids smaller than the kernel."""
     torch.manual_seed(0)
     sizes = itertools.cycle(itertools.product((1, 2, 3, 7), (16, 17, 33, 79), (1, 2, 5)))
@@ -116,45 +125,48 @@ def test_temporal_conv_by_columns(dtype, kernel):
             (height, channels, frames), kwargs = next(sizes), next(options)
             x = torch.randn(2, frames, kwargs.get("prefix", 0) + height * width, channels)
             tensors = (x, torch.randn(channels, 1, *kernel), torch.randn(channels))
-            check(i2v.temporal_conv, tensors, {"grid": (height, width), **kwargs}, dtype)
+            check(i2v.temporal_conv, tensors, {"grid": (height, width), **kwargs})
 
 
-def test_temporal_conv_by_columns_of_strided_tensors(dtype):
+def test_temporal_conv_by_columns_of_strided_tensors():
     torch.manual_seed(0)
-    x = torch.randn(4, 2, 30, 40).to(dtype).transpose(0, 1)[:, :, 1:29, 2:37]
-    weight = torch.randn(3, 3, 3, 1, 70).to(dtype).permute(4, 3, 2, 0, 1)[::2]
-    got = i2v.temporal_conv(x, weight, grid=(4, 7), backend="cpu").double()
-    want = i2v.temporal_conv(x.double(), weight.double(), grid=(4, 7), backend="reference")
-    assert (got - want).norm() <= LIMITS[dtype] * want.norm()
+    x, weight = torch.randn(4, 2, 30, 40), torch.randn(3, 3, 3, 1, 70)
+    for isa, dtype in kernels():
+        x_of = x.to(dtype).transpose(0, 1)[:, :, 1:29, 2:37]
+        weight_of = weight.to(dtype).permute(4, 3, 2, 0, 1)[::2]
+        got = i2v.temporal_conv(x_of, weight_of, grid=(4, 7), backend="cpu").double()
+        want = i2v.temporal_conv(x_of.double(), weight_of.double(), grid=(4, 7), backend="reference")
+        assert (got - want).norm() <= LIMITS[dtype] * want.norm(), (isa, dtype)
 
 
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 3, 3), (5, 5, 5), (3, 1, 1)], ids=str)
-def test_temporal_conv_of_what_is_not_finite(dtype, kernel):
+def test_temporal_conv_of_what_is_not_finite(kernel):
     """Infinity and NaN reach the outputs that they belong to, and no padding or other frame."""
     torch.manual_seed(0)
     x, weight = torch.randn(2, 6, 63, 35), torch.randn(35, 1, *kernel)
     x[0, 2, 0, 3] = x[1, 5, 62, 34] = torch.inf
     x[0, 4, 31, 0] = torch.nan
-    got = i2v.temporal_conv(x.to(dtype), weight.to(dtype), grid=(7, 9), backend="cpu").double()
-    want = i2v.temporal_conv(x.to(dtype).double(), weight.to(dtype).double(), grid=(7, 9), backend="reference")
-    assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf())
-    finite = want.isfinite()
-    assert (got - want)[finite].norm() <= LIMITS[dtype] * want[finite].norm()
+    for isa, dtype in kernels():
+        got = i2v.temporal_conv(x.to(dtype), weight.to(dtype), grid=(7, 9), backend="cpu").double()
+        want = i2v.temporal_conv(x.to(dtype).double(), weight.to(dtype).double(), grid=(7, 9), backend="reference")
+        assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf()), (isa, dtype)
+        finite = want.isfinite()
+        assert (got - want)[finite].norm() <= LIMITS[dtype] * want[finite].norm(), (isa, dtype)
 
 
-def test_temporal_conv_at_its_limits(dtype):
+def test_temporal_conv_at_its_limits():
     tensors = (torch.randn(1, 4, 12, 17), torch.randn(17, 1, 7, 7, 7), torch.randn(17))
-    check(i2v.temporal_conv, tensors, {"grid": (3, 4)}, dtype)
+    check(i2v.temporal_conv, tensors, {"grid": (3, 4)})
 
 
-def test_patch_embed(dtype):
+def test_patch_embed():
     """Runs of 3 to 105 bytes, of frames whose last byte is the memory's last."""
     torch.manual_seed(0)
     for height, width in ((1, 1), (2, 3), (3, 5), (1, 11), (2, 16), (1, 35)):
         frames = torch.randint(0, 256, (2, 1, 2 * height, 3 * width, 3), dtype=torch.uint8)
         for video in (frames, frames[:, :, :, : 2 * width], frames.transpose(0, 1)):
             op = partial(embedded, video)
-            check(op, (torch.randn(5, 3, height, width), torch.randn(5)), {}, dtype)
+            check(op, (torch.randn(5, 3, height, width), torch.randn(5)), {})
 
 
 def embedded(frames, weight, bias, backend):
