@@ -26,7 +26,7 @@ demo: $(VENV)/.extension  ## moving digits: from an image-text model to four vid
 	$(RUN) -m i2v_models.demo
 
 test: $(VENV)/.extension  ## proof steps 1 to 6, a process for each core (of at most 8)
-	$(RUN) -m pytest bench tests --benchmark-disable --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_WAIT_POLICY=passive $(RUN) -m pytest bench tests --benchmark-disable --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dependencies
 	$(RUN) -m ruff check .

@@ -15,7 +15,7 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -84,7 +84,9 @@ def forward_backward(function: Callable[..., Tensor], sample: Sample, grad: Tens
     torch.autograd.grad(function(*sample.args, **sample.kwargs), sample.tensors(), grad)
 
 
-def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled: bool, cold: bool) -> list[dict]:
+def measure(
+    info: OpInfo, sample: Sample, device: str, seconds: float, compiled: bool, cold: bool, modes: Sequence[str] = MODES
+) -> list[dict]:
     """One row per mode."""
     sample = sample.to(sample.dtype, device, requires_grad=True)
     functions = candidates(info, compiled) | (on_gpu(info, sample) if device == "cuda" else {})
@@ -94,7 +96,7 @@ def measure(info: OpInfo, sample: Sample, device: str, seconds: float, compiled:
     copy, product = copy_ceiling(info.traffic(sample), device), product_ceiling(sample.dtype, device)
     floor = 1e3 * max(info.traffic(sample) / copy, info.flops(sample) / product)
     rows = []
-    for mode in MODES:
+    for mode in modes:
         run = forward if mode == "forward" else partial(forward_backward, grad=grad)
         timings = interleaved({n: partial(run, f, sample) for n, f in functions.items()}, device, seconds, cold)
         peaks = {n: peak(partial(run, f, sample), device) for n, f in functions.items()}
@@ -183,7 +185,6 @@ def save(path: Path, about: dict, rows: list[dict]) -> None:
     beside = path.with_suffix(".part")
     beside.write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
     beside.replace(path)
-    print(f"\nwritten to {path}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -191,7 +192,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--op", choices=[info.name for info in OPINFOS], action="append", help="only this op")
     parser.add_argument("--dtype", choices=list(DTYPES), action="append", help="only this dtype")
+    parser.add_argument("--mode", choices=MODES, action="append", help="only this mode")
     parser.add_argument("--all", action="store_true", help="every model's call, not only the first of each op")
+    parser.add_argument("--call", metavar="TEXT", help="every model's call whose name holds this text")
     parser.add_argument("--clips", type=int, help="clips a call; 4 on a CPU, 64 on a GPU")
     parser.add_argument("--seconds", type=float, default=5.0, help="measuring time per op, dtype and mode")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled peers out")
@@ -207,13 +210,21 @@ def main(argv: list[str] | None = None) -> int:
         if options.op and info.name not in options.op:
             continue
         calls = info.models(options.clips or (64 if options.device == "cuda" else 4))
-        for call in calls if options.all else calls[:1]:
+        if options.call:
+            calls = [call for call in calls if options.call in call.name]
+        for call in calls if options.all or options.call else calls[:1]:
             for dtype in options.dtype or ("float32", "bfloat16"):
                 torch.compiler.reset()
                 sample = call.to(DTYPES[dtype])
-                rows += measure(info, sample, options.device, options.seconds, not options.no_compile, options.cold)
+                rows += measure(
+                    info, sample, options.device, options.seconds, not options.no_compile, options.cold, options.mode or MODES
+                )
+                if options.json:  # after each call: what was measured is not lost
+                    save(options.json, about, rows)
+    if options.call and not rows:
+        parser.error(f"--call {options.call!r}: no call has such a name")
     if options.json:
-        save(options.json, about, rows)
+        print(f"\nwritten to {options.json}")
     return 0
 
 

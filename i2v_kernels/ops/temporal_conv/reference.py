@@ -17,8 +17,8 @@ def forward(
     patches = x[:, :, prefix:].reshape(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
     steps = (dilation, 1, 1)
     padding = [step * (size // 2) for step, size in zip(steps, weight.shape[2:])]
-    if x.dtype is torch.bfloat16 and any(size < taps for size, taps in zip(patches.shape[2:], weight.shape[2:])):
-        patches = patches.contiguous()  # in channels_last PyTorch's gradient of such a weight is wrong on CPUs (2.11 to 2.14 seen)
+    if x.is_cpu and x.dtype is torch.bfloat16 and any(n < k for n, k in zip(patches.shape[2:], weight.shape[2:])):
+        patches = patches.contiguous()  # in channels_last PyTorch's gradient of such a weight is wrong (seen in 2.11 and 2.14)
     if patches.numel() > 0:
         out = F.conv3d(patches, weight, bias, padding=padding, dilation=steps, groups=channels)
     else:  # conv3d refuses what has no frame or no patch
