@@ -369,6 +369,8 @@ def empty_tokens(like: Tensor, channels: int) -> Tensor:
     """Uninitialised memory ``[..., channels]``, its dimensions in the order of those of ``like [..., C]``."""
     order = memory_order(like)
     memory = torch.empty([like.shape[i] for i in order] + [channels], dtype=like.dtype, device=like.device)
+    if order == list(range(len(order))):
+        return memory
     return memory.permute(*(order.index(i) for i in range(len(order))), len(order))
 
 

@@ -65,8 +65,10 @@ def project(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | Non
 
 
 def added(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
-    """``total += part``, total kept in that dtype; None is zero, and part nobody else's then."""
-    return part.to(dtype) if total is None else total.add_(part)
+    """``total += part``, sums kept in that dtype; None is zero, and part nobody else's then: the sum is part as it is."""
+    if total is None:
+        return part
+    return (total if total.dtype is dtype else total.to(dtype)).add_(part)
 
 
 def gradient(total: Tensor | None, like: Tensor | None, wanted: bool, grad: Tensor) -> Tensor:

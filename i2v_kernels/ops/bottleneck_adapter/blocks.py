@@ -66,7 +66,7 @@ def backward(
     start = down_bias
     if norm_bias is not None:
         start = down_weight @ norm_bias if down_bias is None else down_bias + down_weight @ norm_bias
-    scaled_up = up_weight * scale
+    scaled_up = up_weight if scale == 1 else up_weight * scale
     into_down = want["down"] or want["norm"]
     below = want["x"] or into_down or want["down_bias"] or want["norm_bias"]
     others = (x, grad, kept) if has_kept else (x, grad)
@@ -102,7 +102,7 @@ def backward(
     d_norm_bias: Any = None
     if norm_weight is not None:
         d_down, d_down_bias = (
-            torch.zeros(shape, dtype=dtype, device=x.device) if d is None else d
+            torch.zeros(shape, dtype=dtype, device=x.device) if d is None else d.to(dtype)
             for d, shape in ((d_down, down_weight.shape), (d_down_bias, down_weight.shape[:1]))
         )
         wide = down_weight.double()  # their terms cancel
@@ -111,7 +111,7 @@ def backward(
     if norm_bias is not None:
         d_down = torch.addr(d_down, d_down_bias, norm_bias.to(dtype))
     if scale != 1:
-        d_up, d_up_bias = (None if d is None else d.mul_(scale) for d in (d_up, d_up_bias))
+        d_up, d_up_bias = (None if d is None else d.to(dtype).mul_(scale) for d in (d_up, d_up_bias))
     grads = (dx, d_down, d_down_bias, d_up, d_up_bias, d_norm, d_norm_bias)
     parameters = (x, down_weight, down_bias, up_weight, up_bias, norm_weight, norm_bias)
     return tuple(gradient(g, p, w, grad) for g, p, w in zip(grads, parameters, wanted))

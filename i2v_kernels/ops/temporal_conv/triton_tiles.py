@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -31,8 +33,9 @@ def strides(**tensors: Tensor) -> dict[str, int]:
 
 def taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """``[taps, C]``: channels innermost, as in x."""
-    turned = torch.empty(weight[0].numel(), weight.shape[0], dtype=dtype, device=weight.device)
-    return turned.copy_(weight.reshape(weight.shape[0], -1).t())
+    channels, _, *kernel = weight.shape
+    turned = torch.empty(math.prod(kernel), channels, dtype=dtype, device=weight.device)
+    return turned.copy_(weight.reshape(channels, -1).t())
 
 
 @triton.jit
