@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("aot_golden.json")
 SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB that a block may have
+ELSEWHERE = 32  # bytes that another Triton may spill: 3.6 spills 16 to 24 in five kernels of 128 frames, D = 256
 GROWTH = 1.15  # of registers and instructions that the same compiler may show before it counts
 MORE = {"barriers": "barriers", "narrow loads": "loads below 16 bytes", "narrow stores": "stores below 16 bytes"}
 
@@ -24,7 +25,7 @@ MORE = {"barriers": "barriers", "narrow loads": "loads below 16 bytes", "narrow 
 def complaints(key, facts, golden, same_compiler):
     """What is wrong with one compiled kernel, in itself and beside the table."""
     limit = 1024 * SHARED[key.split(" | ")[2]]
-    if facts["spilled"] > 0:
+    if facts["spilled"] > (0 if same_compiler else ELSEWHERE):
         yield f"spills {facts['spilled']} bytes or registers"
     if facts["shared"] > limit:
         yield f"needs {facts['shared']} bytes of shared memory, but a block has {limit}"
@@ -104,4 +105,6 @@ def test_what_gets_worse_is_named(change, word):
     key = "some kernel | bfloat16 | sm_90"
     assert list(complaints(key, GOOD, GOOD, True)) == []
     assert word in "\n".join(complaints(key, {**GOOD, **change}, GOOD, True))
+    assert list(complaints(key, {**GOOD, "spilled": ELSEWHERE}, GOOD, False)) == []
+    assert "spills" in next(complaints(key, {**GOOD, "spilled": ELSEWHERE + 1}, GOOD, False))
     assert "not in the table" in "\n".join(complaints(key, GOOD, None, True))
