@@ -78,7 +78,8 @@ I2V_INLINE void convolve_run(const Problem& p, int64_t b, int64_t first, int64_t
 // The tokens [begin, end) of all clips, for kernels of 3, 5 or 7 frames that do not reach over the grid.
 template <typename T>
 void convolve_tokens(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t most = std::max<int64_t>((4 << 10) / (p.channels * sizeof(T)), 1);  // what they share stays in the first-level cache
+  // of a run, 4 KiB of a frame: what its frames share stays in the first-level cache
+  const int64_t most = std::max<int64_t>((4 << 10) / std::max<int64_t>(p.channels * sizeof(T), 1), 1);
   for (int64_t item = begin, next; item < end; item = next) {
     const int64_t b = item / p.tokens, n = item % p.tokens;
     const View<3>& from = p.with_extra == Extra::gradient ? p.extra : p.x;

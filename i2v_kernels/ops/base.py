@@ -265,7 +265,8 @@ def _autograd_function(op: Op, run: Callable[..., Any]) -> Any:
         if grad is None:  # a later function had none for the output
             return (None,) * (op._arity + 1)
         if grad.stride(-1) != 1 and grad.shape[-1] != 1:
-            grad = grad.contiguous()  # expanded gradients, as from .sum()
+            # expanded gradients, as from .sum(); what is empty counts as contiguous whatever its strides
+            grad = grad.contiguous() if grad.numel() > 0 else grad.new_empty(grad.shape)
         return (*(op.gradients or op.wanted_gradients)(ctx, grad), None)
 
     once = torch.autograd.function.once_differentiable(derive)

@@ -165,3 +165,17 @@ def test_token_shift_of_long_rows(padding, residual, count, isa):
     call = (torch.randn(2, 5, count, 50_003), [(12_345, -1), (0, 2), (9_001, 1), (20_000, 3)])
     kwargs = {"padding": padding, "tokens": (1, count - 1, 2), "residual": residual}
     compare(info, Sample("", call, kwargs), torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_extension)])
+@pytest.mark.parametrize("kernel", [(3, 1, 1), (9, 1, 1), (3, 3, 3)], ids=str)
+@pytest.mark.parametrize("empty", range(4), ids=["clips", "frames", "tokens", "channels"])
+def test_temporal_conv_of_nothing(empty, kernel, backend):
+    sizes = [2, 3, 20, 16]
+    sizes[empty] = 0
+    x, grid = torch.randn(sizes, requires_grad=True), (sizes[2] // 5, 5)
+    weight = torch.randn(sizes[3], 1, *kernel, requires_grad=True)
+    info = next(info for info in OPINFOS if info.name == "temporal_conv")
+    out = info.op(x, weight, grid=grid, prefix=0, backend=backend)
+    dx, dweight = torch.autograd.grad(out.sum(), (x, weight))
+    assert out.shape == dx.shape == x.shape and dweight.shape == weight.shape and not dweight.any()
