@@ -85,7 +85,7 @@ def forward_backward(function: Callable[..., Tensor], sample: Sample, grad: Tens
 
 
 def measure(
-    info: OpInfo, sample: Sample, device: str, seconds: float, compiled: bool, cold: bool, modes: Sequence[str] = MODES
+    info: OpInfo, sample: Sample, device: str, seconds: float, compiled: bool, cold: bool, modes: Sequence[str]
 ) -> list[dict]:
     """One row per mode."""
     sample = sample.to(sample.dtype, device, requires_grad=True)
@@ -180,6 +180,11 @@ def machine(device: str) -> dict:
 
 
 def save(path: Path, about: dict, rows: list[dict]) -> None:
+    write(path, about, rows)
+    print(f"\nwritten to {path}")
+
+
+def write(path: Path, about: dict, rows: list[dict]) -> None:
     """Beside the target first: no half-written file is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
@@ -220,11 +225,11 @@ def main(argv: list[str] | None = None) -> int:
                     info, sample, options.device, options.seconds, not options.no_compile, options.cold, options.mode or MODES
                 )
                 if options.json:  # after each call: what was measured is not lost
-                    save(options.json, about, rows)
+                    write(options.json, about, rows)
     if options.call and not rows:
         parser.error(f"--call {options.call!r}: no call has such a name")
     if options.json:
-        print(f"\nwritten to {options.json}")
+        save(options.json, about, rows)
     return 0
 
 

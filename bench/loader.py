@@ -126,7 +126,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows.append({"backend": backend, "batch": batch, **row})
     if options.json:
         save(options.json, about, rows)
-        print(f"\nwritten to {options.json}")
     return 0
 
 

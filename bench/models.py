@@ -68,7 +68,6 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{dtype:<10}{name:<26}{ms.median:8.1f} ({ms.low:.1f}-{ms.high:.1f}) ms  {cost:+7.1%}", flush=True)
     if options.json:
         save(options.json, about, rows)
-        print(f"\nwritten to {options.json}")
     return 0
 
 

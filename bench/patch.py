@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 import i2v_kernels as i2v
 
 from . import memory
-from .__main__ import DTYPES, machine, save
+from .__main__ import DTYPES, machine, write
 from .measure import rounds, start, summary
 from .published import STAdapter, TemporalShift
 
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
             failed += 1
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
         if options.json:
-            save(options.json, about, rows)
+            write(options.json, about, rows)
     return int(failed > 0)
 
 

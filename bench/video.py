@@ -237,7 +237,6 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {candidate:<32}{rate.median:8.1f}  ({rate.low:.1f}-{rate.high:.1f})", flush=True)
     if options.json:
         save(options.json, about, rows)
-        print(f"\nwritten to {options.json}")
     return 0
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 ROWS, COLUMNS = 2, 4
+COUNT, VIDEOS = 30, 7  # of the fixture root: frames of each video, videos
 
 
 def coded_frames(count: int, height: int = 64, width: int = 96) -> np.ndarray:
