@@ -25,8 +25,7 @@ and now (the whole, and in it ours), in microseconds. At most 20 and 80 were wan
 | lora_linear | 55 -> 33, ours 6 | 297 -> 190, ours 78 | 28: 81, 31 |
 | patch_embed | 138 -> 25, ours 6 | 483 -> 210, ours 105 | 22: 81, 24 |
 
-The three above 80 are made of PyTorch's products: bottleneck_adapter's backward takes 57 us called alone, its operators among
-them, and 85 within the engine.
+The three above 80 are made of PyTorch's products, which take longer amid all else than alone.
 """
 
 from __future__ import annotations
