@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import shown
+
 
 @dataclass
 class Batch:
@@ -82,6 +84,7 @@ class Report:
     def __str__(self) -> str:
         if not self.bad:
             return "no bad files"
-        rows = [("path", "reason", "count"), *((path, why, str(count)) for path, (why, count) in self.bad.items())]
+        bad = ((shown(path), shown(why), str(count)) for path, (why, count) in self.bad.items())
+        rows = [("path", "reason", "count"), *bad]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

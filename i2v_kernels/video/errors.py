@@ -20,7 +20,20 @@ class VideoError(Exception):
         super().__init__(self.path, reason, decodable)
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{shown(self.path)}: {self.reason}"
+
+
+def shown(text: object) -> str:
+    """Text that can be printed in one line everywhere: bytes that are not UTF-8 and control characters are escaped."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    byte = ord(letter) - 0xDC00  # how os.fsdecode keeps a byte
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else letter.encode("unicode_escape").decode()
 
 
 def import_av() -> ModuleType:

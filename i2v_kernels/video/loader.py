@@ -30,10 +30,9 @@ class ClipLoader:
     one step are, together, the same for any number of ranks with the same global batch size. One iteration at a time.
 
     Args:
-        sources: a folder with one folder of videos per class (labels number the sorted folder names);
-            a CSV file with the columns path, label, caption, of which only path is needed, with or without a header
-            line (then in any order) and paths relative to the CSV file; or a list of paths or (path, label[, caption]).
-            Labels are all numbers, or all names, which are numbered in sorted order.
+        sources: a folder with one folder of videos per class; one video; a list in a file (CSV: path, label, caption); or a
+            list of paths or (path, label[, caption]). Labels are all whole numbers, or all names, which are numbered in
+            sorted order. See "Sources" in this package's README for headers, delimiters, encodings, and what is left out.
         frames: T, frames per clip.
         sampling: a name from `SAMPLERS`, or a function of that kind. ``"tsn_train"`` is the usual choice for training.
         size: frames are scaled to this short side and cropped to ``size x size``.
@@ -63,6 +62,8 @@ class ClipLoader:
 
     Attributes:
         videos: list of `Video` (path, label, caption). classes: their names, empty if labels are numbers or absent.
+        left_out: what lies in the folder and is not used, (path, kind, reason); warned of when the loader is made, and in
+            `report` where it looks like a video, as a link to a file that is not there.
         epoch: as set by `set_epoch`. backend: (name, reason).
 
     Raises:
@@ -115,14 +116,14 @@ class ClipLoader:
         if len(found) != frames:
             raise ValueError(f"sampling={sampling!r} gave {len(found)} frames, asked for frames={frames}")
         rank, world_size = _share(rank, world_size)
-        self.videos, self.classes = read_sources(sources)
+        self.videos, self.classes, self.left_out = read_sources(sources)
         name, decoder, reason = choose_backend(backend)
         self.backend = name, reason
         self.rank, self.world_size, self.epoch = rank, world_size, 0
         self._plan = Plan(len(self.videos), views[0] * views[1], batch_size, shuffle, seed, drop_last, rank, world_size)
         self._pin = pin_memory and torch.cuda.is_available()
         self._start = self._position = self._iteration = 0
-        self._report = Report()
+        self._report = Report({one.path: (one.reason, 1) for one in self.left_out if one.reason})
         self._clips, self._seconds, self._waited = 0, 0.0, 0.0
         self._reader = ClipReader(
             self.videos, decoder, sampler, frames, size, (views[0], views[1]), seed, on_error, crop, flip, index_cache

@@ -246,7 +246,7 @@ def test_csv(root: Path, tmp_path: Path) -> None:
         ("a.mp4,1,b,c\n", "line 1"),
         ("path,label\n,1\n", "line 2"),
         ("path\n", "no videos"),
-        ("file,label\na.mp4,1\n", "all numbers or all names"),
+        ("clip_no,label\na.mp4,1\n", "line 1"),
     ):
         table.write_text(text)
         with pytest.raises(ValueError, match=message):
