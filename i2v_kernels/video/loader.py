@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from .backends import choose_backend
 from .batch import Batch, Report
 from .errors import VideoError
 from .plan import Plan, Request
+from .pool import Pool, Stalled
 from .reader import ClipReader, Result
 from .sampling import Sampler, draw, get_sampler
 from .sources import read_sources
@@ -68,7 +69,8 @@ class ClipLoader:
 
     Raises:
         ValueError, TypeError, FileNotFoundError: an argument is not as above. ImportError: no decoder is installed.
-        While iterating: VideoError, see ``on_error``; TimeoutError, see ``stall_seconds``.
+        While iterating: VideoError, see ``on_error``; TimeoutError, see ``stall_seconds``; RuntimeError: a worker process died,
+        at once and each time; the next iteration starts new ones.
     """
 
     def __init__(
@@ -130,23 +132,23 @@ class ClipLoader:
         )
         self._workers, self._prefetch, self._stall, self._progress = workers, prefetch, stall_seconds, progress
         self._told = 0.0
-        self._feed = _Feed()
-        self._pool: DataLoader | None = None
+        self._pool: Pool | None = None
         if workers and not hasattr(decoder, "results"):
-            self._pool = DataLoader(
-                self._reader,
-                sampler=self._feed,
-                batch_size=None,
-                collate_fn=_as_it_is,
-                num_workers=workers,
-                persistent_workers=True,
-                prefetch_factor=prefetch,
-                pin_memory=self._pin,
-                multiprocessing_context=multiprocessing_context,
-                timeout=stall_seconds,
-                # Its own, or every epoch would draw from the global one and training would depend on `workers`.
-                generator=torch.Generator(),
-            )
+            finish = _pinned if self._pin else None
+            self._pool = Pool(self._reader, self._plan, workers, prefetch, multiprocessing_context, stall_seconds, finish)
+        self._tell_if_empty()
+
+    def _tell_if_empty(self) -> None:
+        """Say that an epoch has no batch, or that this rank sees repeats alone."""
+        plan = self._plan
+        clips, step = plan.videos * plan.views, plan.batch_size * plan.world_size
+        told = f"{clips} clips ({plan.videos} videos), batch_size={plan.batch_size}, world_size={plan.world_size}"
+        if len(self) == 0:
+            text = f"drop_last=True leaves out what does not fill a step of {step} clips; {told}"
+            warnings.warn(f"ClipLoader: an epoch has no batch: {text}", stacklevel=3)
+        elif plan.rank >= clips:
+            text = f"ClipLoader: rank {plan.rank} has no clip of its own, only repeats (valid is False); {told}"
+            warnings.warn(text, stacklevel=3)
 
     def __len__(self) -> int:
         """Batches per epoch, on every rank."""
@@ -156,40 +158,41 @@ class ClipLoader:
         self._iteration += 1
         iteration, self._position = self._iteration, self._start
         self._clips, self._seconds, self._waited = 0, 0.0, 0.0
-        self._feed.requests = self.plan(self._start)
         decoder: Any = self._reader.decoder
         results: Iterator[Result]
         if hasattr(decoder, "results"):
-            results = decoder.results(self._reader, self._feed.requests, self._workers, self._prefetch)
+            results = decoder.results(self._reader, self.plan(self._start), self._workers, self._prefetch)
         elif self._pool is None:
-            results = map(self._reader.__getitem__, self._feed.requests)
+            results = map(self._reader.__getitem__, self.plan(self._start))
         else:
-            results = iter(self._pool)
+            results = self._pool.results(self.epoch, self._start)
         self._start = 0
         return self._batches(results, iteration)
 
     def _batches(self, results: Iterator[Result], iteration: int) -> Iterator[Batch]:
-        begun = time.perf_counter()
+        begun, first = time.perf_counter(), self._position
         while True:
             if iteration != self._iteration:
                 raise RuntimeError("ClipLoader: a newer iteration over this loader has begun; it has one at a time")
             asked = time.perf_counter()
             try:
                 result = next(results, None)
-            except RuntimeError as error:
-                if "timed out" not in str(error):
-                    raise
+            except Stalled:
                 raise TimeoutError(self._stalled()) from None
             self._seconds, self._waited = time.perf_counter() - begun, self._waited + time.perf_counter() - asked
             if self._progress:
                 self._tell(self._position if result else len(self))
             if result is None:
+                if self._clips == 0 and self._position == len(self) > first:
+                    reasons = f"bad files: {len(self._report)}, see report()"
+                    warnings.warn(f"ClipLoader: epoch {self.epoch} gave no batch at all, {reasons}", stacklevel=2)
                 self._position = len(self)
                 return
             for path, reason in result.bad:
                 self._report.add(path, reason)
             if result.error is not None:
-                # A copy: the error's traceback holds this frame, and this frame must not hold the error (see _Feed).
+                # A copy: the error's traceback holds this frame, and this frame must not hold the error: a cycle
+                # would keep the workers until the garbage collector comes by.
                 raise VideoError(*result.error.args)
             self._position = result.number + 1
             if result.fields is not None:
@@ -265,18 +268,11 @@ class ClipLoader:
         }
 
 
-class _Feed:
-    """Where each iteration of the pool finds its requests. It knows no loader: in a reference cycle the garbage
-    collector closes the workers' queues before they are told to end, and each then takes five seconds to die."""
-
-    requests: Iterator[Request] = iter(())
-
-    def __iter__(self) -> Iterator[Request]:
-        return self.requests
-
-
-def _as_it_is(result: Any) -> Any:
-    return result
+def _pinned(result: Result) -> Result:
+    """With its frames, nearly all of it, in pinned memory."""
+    if result.fields is None:
+        return result
+    return result._replace(fields=result.fields | {"frames": result.fields["frames"].pin_memory()})
 
 
 def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -48,12 +49,19 @@ class Plan:
 
     def requests(self, epoch: int, start: int = 0) -> Iterator[Request]:
         """Batches ``start``, ``start + 1``, ... of an epoch."""
+        return (self.request(epoch, number) for number in range(start, len(self)))
+
+    def request(self, epoch: int, number: int) -> Request:
+        """Batch ``number`` of an epoch."""
         total = self.videos * self.views
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(self.videos) if self.shuffle else np.arange(self.videos)
-        for number in range(start, len(self)):
-            first = number * self.batch_size * self.world_size
-            share = min(self.batch_size, -(-(total - first) // self.world_size))
-            places = range(first + self.rank * share, first + (self.rank + 1) * share)
-            entries = [Entry(int(order[p % total // self.views]), p % self.views, p < total) for p in places]
-            yield Request(number, epoch, entries)
+        order = _order(self.videos, self.shuffle, self.seed, epoch)
+        first = number * self.batch_size * self.world_size
+        share = min(self.batch_size, -(-(total - first) // self.world_size))
+        places = range(first + self.rank * share, first + (self.rank + 1) * share)
+        entries = [Entry(int(order[p % total // self.views]), p % self.views, p < total) for p in places]
+        return Request(number, epoch, entries)
+
+
+@lru_cache(maxsize=4)
+def _order(videos: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(videos) if shuffle else np.arange(videos)
