@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import temporal_attention, temporal_conv
-from ..ops.base import memory_order
+from ..ops.layout import memory_order
 
 
 def temporal_self_attention(

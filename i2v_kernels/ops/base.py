@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import _extension
 from . import dispatcher
+from .layout import empty_dense_like, empty_grads
 
 LIBRARY = torch.library.Library("i2v_kernels", "DEF")
 BACKENDS = ("reference", "sdpa", "library", "cpu", "triton", "cuda")
@@ -279,6 +280,7 @@ def reference_backend(
     differentiable: Sequence[int],
     backward: Callable[..., Tensor] | None = None,
     empty: Callable[..., Any] = lambda x, *_: empty_dense_like(x),
+    empties: Callable[..., tuple[Tensor, ...]] = empty_grads,
     name: str = "reference",
     can_run: Callable[..., str | None] = lambda *args: None,
     through: Callable[..., Any] | None = None,
@@ -287,7 +289,8 @@ def reference_backend(
     ``through`` where that takes other arguments, unless one is given.
 
     ``differentiable`` are the positions of the tensors whose gradients the backward op returns, in its order; where its last
-    argument is a list of what is wanted, the others are empty. ``empty`` makes the output's memory from the arguments.
+    argument is a list of what is wanted, the others are empty. ``empty`` and ``empties`` make the memory of the output and of
+    the gradients, from the arguments: as in the fake implementations.
     """
 
     def run(*args: Any) -> Any:
@@ -308,9 +311,11 @@ def reference_backend(
         with dispatcher.autograd_again():
             result = function(*inputs)
             grads = iter(torch.autograd.grad(result if isinstance(result, Tensor) else result[0], leaves, grad))
-        found = [None if inputs[i] is None else empty_dense_like(inputs[i]).copy_(next(grads)) for i in differentiable]
-        wanted = args[-1] if isinstance(args[-1], (list, tuple)) else [True] * len(found)
-        return tuple(x if x is not None and want else grad.new_empty(0) for x, want in zip(found, wanted))
+        found = [None if inputs[i] is None else next(grads) for i in differentiable]
+        return tuple(
+            into if part is None or into.shape != part.shape else into.copy_(part)  # what is not wanted is empty
+            for into, part in zip(empties(grad, *args), found, strict=True)
+        )
 
     return Backend(name, can_run, run, derive)
 
@@ -344,35 +349,6 @@ def has_triton() -> bool:
 def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     """Whether autograd will ask for the gradient of any of them."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def empty_dense_like(x: Tensor) -> Tensor:
-    """Uninitialised memory of x's shape in x's order of dimensions, the last one innermost."""
-    out = torch.empty_like(x)
-    return out if out.stride(-1) == 1 or out.shape[-1] == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def empty_grads(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Gradients of x and the parameters behind it, uninitialised; empty where the last argument does not want one."""
-    wanted = rest[-1]
-    parts = [empty_dense_like(x) if wanted[0] else None]
-    parts += [torch.empty_like(p, memory_format=torch.contiguous_format) if w else None for p, w in zip(rest, wanted[1:])]
-    return tuple(grad.new_empty(0) if part is None else part for part in parts)
-
-
-def memory_order(x: Tensor) -> list[int]:
-    """The dimensions of ``[..., C]`` but the last, from the outermost in memory to the innermost."""
-    strides = x.stride()
-    return sorted(range(x.dim() - 1), key=lambda i: -strides[i])
-
-
-def empty_tokens(like: Tensor, channels: int) -> Tensor:
-    """Uninitialised memory ``[..., channels]``, its dimensions in the order of those of ``like [..., C]``."""
-    order = memory_order(like)
-    memory = torch.empty([like.shape[i] for i in order] + [channels], dtype=like.dtype, device=like.device)
-    if order == list(range(len(order))):
-        return memory
-    return memory.permute(*(order.index(i) for i in range(len(order))), len(order))
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .base import memory_order
+from .layout import memory_order
 
 # Bytes of a bottleneck that a block holds: on a CPU a cache's worth, on a GPU enough to fill it.
 BLOCK = {"cpu": 2 << 20, "cuda": 256 << 20}
@@ -31,15 +31,15 @@ def row_blocks(out: Tensor, others: tuple[Tensor, ...], count: int) -> Iterator[
     if order:
         tensors = tuple(x.permute(order) for x in tensors)
     if rows >= 0:
-        flat = tuple(x.reshape(-1, x.shape[-1]) for x in tensors)
+        flat = tuple(as_rows(x) for x in tensors)
         if rows <= count:
             yield flat
         else:
             yield from zip(*(x.tensor_split(-(-rows // count)) for x in flat))  # as large as each other
         return
-    inner = max(1, tensors[0][:1].numel() // max(1, out.shape[-1]))
+    inner = max(1, tensors[0].shape[1:-1].numel())
     for parts in zip(*(x.split(max(1, count // inner)) for x in tensors)):
-        yield tuple(x.reshape(-1, x.shape[-1]) for x in parts)
+        yield tuple(as_rows(x) for x in parts)
 
 
 @lru_cache(1024)
@@ -49,6 +49,11 @@ def _layout(strides: tuple[tuple[int, ...], ...], *shapes: torch.Size) -> tuple[
     order = (*memory_order(tensors[0]), len(shapes[0]) - 1)
     rows = shapes[0][:-1].numel() if all(viewable(x.permute(order)) for x in tensors) else -1
     return () if order == tuple(range(len(order))) else order, rows
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """``[..., C]`` as ``[rows, C]``, a view where it can be one; ``reshape(-1, C)`` cannot count rows of no channels."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def viewable(x: Tensor) -> bool:

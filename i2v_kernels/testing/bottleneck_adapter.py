@@ -13,9 +13,9 @@ from .opinfo import OpInfo, Sample, inputs_and_output, randn, sequence_first
 
 def _parameters(channels: int, width: int) -> tuple[Tensor, ...]:
     return (
-        randn(width, channels) * channels**-0.5,
+        randn(width, channels) * max(channels, 1) ** -0.5,
         randn(width, seed=1),
-        randn(channels, width, seed=2) * width**-0.5,
+        randn(channels, width, seed=2) * max(width, 1) ** -0.5,
         randn(channels, seed=3),
     )
 
@@ -44,7 +44,12 @@ def _samples() -> list[Sample]:
         Sample("every other frame", (randn(2, 8, 5, 24)[:, ::2], *parameters)),
         Sample("rows", (randn(7, 24), *parameters)),
         Sample("nan", (nan, *parameters), {"activation": "relu"}),
+        Sample("one row", (randn(24), *parameters), {"norm": norm}),
         Sample("no tokens", (x[:, :, :0], *parameters), {"norm": norm}),
+        Sample("no clips", (x[:0], *parameters)),
+        Sample("no channels", (x[..., :0], *_parameters(0, 10))),
+        Sample("no bottleneck", (x, *_parameters(24, 0)), {"norm": norm, "scale": 0.5}),
+        Sample("no bottleneck, no biases", (x, down[:0], None, up[:, :0].contiguous(), None), {"residual": False}),
     ]
 
 

@@ -13,8 +13,8 @@ from .opinfo import OpInfo, Sample, randn, sequence_first
 
 def _parameters(channels: int, out: int, rank: int) -> tuple[Tensor, ...]:
     return (
-        randn(out, channels) * channels**-0.5,
-        randn(rank, channels, seed=1) * channels**-0.5,
+        randn(out, channels) * max(channels, 1) ** -0.5,
+        randn(rank, channels, seed=1) * max(channels, 1) ** -0.5,
         randn(out, rank, seed=2),
         randn(out, seed=3),
     )
@@ -33,6 +33,10 @@ def _samples() -> list[Sample]:
         Sample("rows", (randn(7, 24), *parameters)),
         Sample("one row", (randn(24), *parameters)),
         Sample("no tokens", (x[:, :, :0], *parameters)),
+        Sample("no clips", (x[:0], *parameters)),
+        Sample("no channels", (x[..., :0], *_parameters(0, 18, 4))),
+        Sample("no outputs", (x, *_parameters(24, 0, 4))),
+        Sample("no scaling", (x, *parameters), {"scaling": 0.0}),
     ]
 
 

@@ -56,21 +56,26 @@ class Sample:
     ) -> Sample:
         """The same call in another dtype and, if it is named, another place; strides kept, fresh leaves."""
 
-        def place(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(map(place, value))
+        def place(value: Tensor | Drawn) -> Tensor:
             if isinstance(value, Drawn):
                 return value.draw(dtype, device).requires_grad_(requires_grad and not value.pixels)
-            if not isinstance(value, Tensor):
-                return value
             floats = value.is_floating_point()
             if not floats and torch.device(device or value.device) == value.device:
                 return value
             kind = dtype if floats else value.dtype
-            moved = torch.empty_strided(value.shape, value.stride(), dtype=kind, device=device or value.device)
-            return moved.copy_(value).requires_grad_(requires_grad and floats)
+            return _moved(value, kind, device).requires_grad_(requires_grad and floats)
 
-        return Sample(self.name, tuple(map(place, self.args)), {k: place(v) for k, v in self.kwargs.items()})
+        return self.map(place)
+
+    def map(self, change: Callable[[Any], Any]) -> Sample:
+        """The same call with each tensor changed."""
+
+        def each(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(each, value))
+            return change(value) if isinstance(value, (Tensor, Drawn)) else value
+
+        return Sample(self.name, tuple(map(each, self.args)), {k: each(v) for k, v in self.kwargs.items()})
 
     def inputs(self) -> list[Tensor]:
         """All tensors, in order."""
@@ -87,6 +92,15 @@ class Sample:
     def dtype(self) -> torch.dtype:
         """Of the floating-point tensors."""
         return self.tensors()[0].dtype
+
+
+def _moved(x: Tensor, dtype: torch.dtype, device: str | None) -> Tensor:
+    """A copy with x's strides, whose elements share memory where those of x do."""
+    if x.numel() == 0:
+        return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=device or x.device)
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
+    memory = x.detach().as_strided((extent,), (1,)).to(device or x.device, dtype, copy=True)
+    return memory.as_strided(x.shape, x.stride())
 
 
 def repeat_first(x: Tensor, dim: int, count: int) -> Tensor:

@@ -45,6 +45,7 @@ def _samples() -> list[Sample]:
         Sample("one frame", (frames[:, :1], weight, bias), CLIP),
         Sample("no frames", (frames[:, :0], weight, bias), CLIP),
         Sample("no clips", (frames[:0], weight, bias), CLIP),
+        Sample("no channels", (frames, weight[:0], bias[:0]), CLIP),
     ]
 
 

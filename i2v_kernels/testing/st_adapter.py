@@ -13,11 +13,11 @@ from .opinfo import OpInfo, Sample, inputs_and_output, randn, sequence_first
 
 def _parameters(channels: int, width: int, *kernel: int) -> tuple[Tensor, ...]:
     return (
-        randn(width, channels) * channels**-0.5,
+        randn(width, channels) * max(channels, 1) ** -0.5,
         randn(width, seed=1),
         randn(width, 1, *kernel, seed=2) * 0.3,
         randn(width, seed=3),
-        randn(channels, width, seed=4) * width**-0.5,
+        randn(channels, width, seed=4) * max(width, 1) ** -0.5,
         randn(channels, seed=5),
     )
 
@@ -40,6 +40,12 @@ def _samples() -> list[Sample]:
         Sample("no frames", (x[:, :0], *_parameters(20, 12, 3, 1, 1))),
         Sample("only class tokens", (x[:, :, :1], *_parameters(20, 12, 3, 1, 1))),
         Sample("no clips", (x[:0], *_parameters(20, 12, 3, 1, 1))),
+        Sample("no tokens", (x[:, :, :0], *_parameters(20, 12, 3, 1, 1)), {"prefix": 0}),
+        Sample("no channels", (x[..., :0], *_parameters(0, 12, 3, 1, 1))),
+        Sample("no bottleneck", (x, *_parameters(20, 0, 3, 1, 1))),
+        Sample("no bottleneck, no biases", (x, down[:0], None, conv[:0], None, up[:, :0].contiguous(), None)),
+        Sample("no channels, no frames", (x[:, :0, :, :0], *_parameters(0, 12, 3, 1, 1))),
+        Sample("no bottleneck, no frames", (x[:, :0], *_parameters(20, 0, 3, 1, 1))),
     ]
 
 

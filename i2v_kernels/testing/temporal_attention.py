@@ -46,6 +46,7 @@ def _samples() -> list[Sample]:
         Sample("T32 D64", _qkv(1, 32, 2, 1, 64), {"causal": True}),
         Sample("no tokens", _qkv(2, 8, 0, 3, 16)),
         Sample("no clips", _qkv(0, 8, 5, 3, 16)),
+        Sample("no channels", _qkv(2, 8, 5, 3, 0), {"bias": bias, "causal": True}),
         Sample("nan in q", (nan_q, k, v)),
         Sample("inf in k", (q, inf_k, v)),
         Sample("large scores", (large[0] * 10, large[1] * 10, large[2])),

@@ -46,6 +46,7 @@ def _samples() -> list[Sample]:
         Sample("no tokens", (x[:, :, :0], weight(20, 3, 1, 1), randn(20))),
         Sample("only prefix", (x[:, :, :1], weight(20, 3, 1, 1), randn(20)), {"prefix": 1}),
         Sample("no clips", (x[:0], weight(20, 3, 1, 1), randn(20))),
+        Sample("no channels", (x[..., :0], weight(0, 3, 1, 1), randn(0))),
     ]
 
 

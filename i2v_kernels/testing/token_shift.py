@@ -35,6 +35,7 @@ def _samples() -> list[Sample]:
         Sample("no frames", (x[:, :0], tsm)),
         Sample("no tokens", (x[:, :, :0], tsm)),
         Sample("no clips", (x[:0], tsm)),
+        Sample("no channels", (x[..., :0], [(0, 1)]), {"residual": True}),
     ]
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activations import activate, activation_gradient
-from ..base import accumulate_dtype, empty_dense_like, empty_tokens
+from ..base import accumulate_dtype
+from ..layout import empty_dense_like, empty_tokens
 from ..products import added, block_count, gradient, project, row_blocks
 
 aten = torch.ops.aten
@@ -24,8 +25,6 @@ def forward(
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, activation: str, scale: float, residual: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out, kept = empty_output(x, down_weight, keep)
-    if x.numel() == 0:
-        return out, kept
     for into, rows, *hidden in row_blocks(out, (x, kept) if keep else (x,), rows_of_a_block(x, down_weight)):
         normed = rows if norm_weight is None else F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
         active = activate(project(normed, down_weight, down_bias, *hidden), activation)
@@ -70,7 +69,7 @@ def backward(
     into_down = want["down"] or want["norm"]
     below = want["x"] or into_down or want["down_bias"] or want["norm_bias"]
     others = (x, grad, kept) if has_kept else (x, grad)
-    for into, rows, rows_grad, *hidden in row_blocks(dx, others, rows_of_a_block(x, down_weight)) if x.numel() else ():
+    for into, rows, rows_grad, *hidden in row_blocks(dx, others, rows_of_a_block(x, down_weight)):
         if want["up_bias"]:
             # summed in float32; asked for it, PyTorch would convert all rows first
             d_up_bias = added(d_up_bias, rows_grad.sum(0), dtype)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import checks
 from ..activations import ACTIVATIONS
-from ..base import Backend, Op, empty_grads, needs_gradient, reference_backend, triton_backend
+from ..base import Backend, Op, needs_gradient, reference_backend, triton_backend
+from ..layout import empty_grads
 from . import blocks, reference
 
 NAME = "bottleneck_adapter"

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..base import memory_order
+from ..layout import memory_order
 from ..products import viewable
 from ..triton_activations import activate
 from ..triton_common import Entry, Launch, cdiv, dots_in_fp32, pow2

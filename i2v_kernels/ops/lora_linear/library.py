@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import empty_dense_like, empty_tokens
+from ..layout import empty_dense_like, empty_tokens
 from ..products import project, row_blocks
-from . import reference
 
 
 def forward(x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
     out = empty_tokens(x, weight.shape[0])
-    if x.numel() == 0:
-        return out.copy_(reference.forward(x, weight, lora_a, lora_b, bias, scaling))
     for into, rows in row_blocks(out, (x,), max(out.numel(), 1)):
         project(rows, weight, bias, into)
         into.addmm_(rows @ lora_a.t(), lora_b.t(), alpha=scaling)
@@ -27,7 +24,7 @@ def backward(
     """What of the five gradients is wanted, from x alone: the low-rank product is computed again."""
     dx = empty_dense_like(x)
     parts: list[list[Tensor]] = [[], [], [], []]  # of weight, lora_a, lora_b, bias: one of each block, there is seldom a second
-    for into, rows, rows_grad in row_blocks(dx, (x, grad), max(dx.numel(), 1)) if x.numel() else ():
+    for into, rows, rows_grad in row_blocks(dx, (x, grad), max(dx.numel(), 1)):
         if wanted[1]:
             parts[0].append(rows_grad.t() @ rows)
         if wanted[3]:

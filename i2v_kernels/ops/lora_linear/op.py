@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import checks
-from ..base import Backend, Op, empty_grads, empty_tokens, reference_backend
+from ..base import Backend, Op, reference_backend
+from ..layout import empty_grads, empty_tokens
 from . import library, reference
 
 NAME = "lora_linear"

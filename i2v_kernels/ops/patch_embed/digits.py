@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
-from ..products import block_count
+from ..products import as_rows, block_count
 from . import blocks
 from .fold import centre, fold
 
@@ -41,7 +41,7 @@ def forward(frames: Tensor, weight: Tensor, bias: Tensor | None, mean: list[floa
     size = weight.shape[1:].numel()
     if weight.dtype == torch.float32 and size < 1 << 16 and bytes_are_fast():  # more could overflow int32
         out = blocks.empty_output(frames, weight)
-        if _fill(out.view(-1, len(weight)), frames, weight, bias, mean, std):
+        if _fill(as_rows(out), frames, weight, bias, mean, std):
             return out
     return blocks.forward(frames, weight, bias, mean, std)
 

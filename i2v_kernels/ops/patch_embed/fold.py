@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..base import accumulate_dtype, empty_dense_like
+from ..base import accumulate_dtype
+from ..layout import empty_dense_like
 
 
 def centre(mean: Sequence[float]) -> list[int]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ... import _extension
 from .. import checks
-from ..base import Backend, Op, empty_dense_like, reference_backend, triton_backend
+from ..base import Backend, Op, reference_backend, triton_backend
+from ..layout import empty_dense_like
 from . import blocks, digits, reference
 
 NAME = "patch_embed"
@@ -123,7 +124,7 @@ _OP = Op(
     schema=f"({_ARGUMENTS}) -> Tensor",
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool[2] wanted) -> (Tensor, Tensor)",
     backends=(
-        reference_backend(reference.forward, differentiable=(1, 2), empty=blocks.empty_output),
+        reference_backend(reference.forward, (1, 2), empty=blocks.empty_output, empties=_fake_backward),
         Backend("cpu", _cpu_can_run, digits.forward, blocks.backward),
         triton_backend(NAME, _triton_limits),
     ),

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..base import empty_dense_like
+from ..layout import empty_dense_like
 from ..triton_common import Entry, Launch, cdiv, dots_in_fp32, pow2
 from ..triton_launch import run
 from . import blocks

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import OPS, accumulate_dtype, empty_dense_like, empty_tokens, memory_order
-from ..products import added, block_count, gradient, project
+from ..base import OPS, accumulate_dtype
+from ..layout import empty_dense_like, empty_tokens, memory_order
+from ..products import added, as_rows, block_count, gradient, project
 
 PLAIN = ("zero", 1, "", False)  # of temporal_conv: prefix_mode, dilation, activation, residual
 
@@ -27,7 +28,7 @@ class Rows:
 
     def flat(self, x: Tensor) -> Tensor:
         """A view where x lies as the output does, else a copy of this block alone."""
-        return (x if self.order == [0, 1, 2] else x.permute(*self.order, 3)).reshape(-1, x.shape[3])
+        return as_rows(x if self.order == [0, 1, 2] else x.permute(*self.order, 3))
 
     def tokens(self, rows: Tensor) -> Tensor:
         x = rows.view(*self.sizes, rows.shape[1])

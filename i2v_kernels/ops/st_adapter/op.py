@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import checks
-from ..base import OPS, Backend, Op, empty_dense_like, empty_grads, empty_tokens, needs_gradient, reference_backend
+from ..base import OPS, Backend, Op, needs_gradient, reference_backend
+from ..layout import empty_dense_like, empty_grads, empty_tokens
 from ..temporal_conv.op import check_kernel
 from . import blocks, reference
 

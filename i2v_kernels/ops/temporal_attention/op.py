@@ -187,8 +187,10 @@ _OP = Op(
     schema=f"({_ARGUMENTS}, bool want_lse) -> (Tensor, Tensor)",
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool bias_grad) -> (Tensor, Tensor, Tensor, Tensor)",
     backends=(
-        reference_backend(reference.forward, (0, 1, 2, 3), empty=empty_output),
-        reference_backend(sdpa.forward, (0, 1, 2, 3), empty=empty_output, name="sdpa", can_run=_sdpa_can_run),
+        reference_backend(reference.forward, (0, 1, 2, 3), empty=empty_output, empties=empty_grads),
+        reference_backend(
+            sdpa.forward, (0, 1, 2, 3), empty=empty_output, empties=empty_grads, name="sdpa", can_run=_sdpa_can_run
+        ),
         cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
         Backend("cuda", cuda.can_run, cuda.forward, cuda.backward),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import accumulate_dtype, empty_dense_like
+from ..base import accumulate_dtype
+from ..layout import empty_dense_like
 
 
 def unpacked(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,7 +35,7 @@ def sources(frames: int, offset: int) -> list[int]:
 
 def shifted(x: Tensor, offsets: Sequence[int] | None) -> Tensor:
     """The keys or values ``[B, Tk, N, H, D]`` that each head sees."""
-    if offsets is None:
+    if not offsets:  # none, or no heads
         return x
     return torch.stack([x[:, sources(x.shape[1], offset), :, h] for h, offset in enumerate(offsets)], dim=3)
 
@@ -53,6 +53,6 @@ def visible(
         valid = valid & (step <= right)
     if mask is None:
         return valid
-    if offsets is None:
+    if not offsets:
         return valid & mask[:, None, None]
     return valid & torch.stack([mask[:, sources(keys, offset)] for offset in offsets], dim=1)[:, :, None]

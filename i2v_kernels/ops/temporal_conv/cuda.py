@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
-from ..base import empty_dense_like
+from ..layout import empty_dense_like
 from .gradients import gradients
 
 LONGEST = 7

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..base import empty_dense_like
+from ..layout import empty_dense_like
 
 
 def gradients(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import checks
 from ..activations import ACTIVATIONS
-from ..base import Backend, Op, cpu_backend, empty_dense_like, empty_grads, reference_backend, triton_backend
+from ..base import Backend, Op, cpu_backend, reference_backend, triton_backend
+from ..layout import empty_dense_like, empty_grads
 from . import cuda, reference
 
 NAME = "temporal_conv"

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..base import empty_dense_like
+from ..layout import empty_dense_like
 from ..triton_activations import activate, activation_gradient
 from ..triton_common import Entry, Launch, cdiv, pow2
 from ..triton_launch import run

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ... import _extension
 from .. import checks
-from ..base import Backend, Op, cpu_backend, empty_dense_like, reference_backend, triton_backend
+from ..base import Backend, Op, cpu_backend, reference_backend, triton_backend
+from ..layout import empty_dense_like
 from . import reference
 
 NAME = "token_shift"
