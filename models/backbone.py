@@ -93,7 +93,12 @@ def check_vit(clip_model: nn.Module) -> ViT:
             f"clip_model must be an open_clip model with a text tower and a ViT (visual.transformer.resblocks), "
             f"got {name}; ResNet, timm and image-only towers have no such blocks"
         )
-    if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
+    if visual.attn_pool is not None or hasattr(clip_model, "text_decoder"):
+        raise NotImplementedError(
+            f"{type(clip_model).__name__} pools by attention or has a text decoder, as CoCa; there must be a CLIP model that "
+            "pools by class token or average"
+        )
+    if visual.pool_type not in ("tok", "avg"):
         raise NotImplementedError(f"{name} must pool by class token or average, got pool_type={visual.pool_type!r}")
     if not visual.transformer.batch_first:
         raise NotImplementedError(f"{name} must be built with batch_first=True")

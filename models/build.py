@@ -15,16 +15,29 @@ from i2v_models.methods import create
 
 
 def load_clip(model: str, pretrained: str | None) -> tuple[Any, Callable[[list[str]], Tensor]]:
-    """An open_clip model and its tokenizer. ``pretrained``: a tag of open_clip, a file, or None for random weights."""
+    """An open_clip model and its tokenizer. ``pretrained``: a tag of open_clip, a file, or None for random weights.
+
+    ``ValueError`` in one sentence for a model or weights that are not there, do not fit or are damaged.
+    """
     known = open_clip.list_models()
     if model not in known and ":" not in model:
         near = difflib.get_close_matches(model, known, n=5) or known[:5]
         raise ValueError(f"model={model!r} is unknown to open_clip; near it: {', '.join(near)}")
     try:
-        clip_model = open_clip.create_model(model, pretrained=pretrained)
-    except (RuntimeError, FileNotFoundError) as error:
-        raise ValueError(f"pretrained={pretrained!r} cannot be loaded into {model!r}: {error}") from error
-    return clip_model, open_clip.get_tokenizer(model)
+        clip_model, tokenizer = open_clip.create_model(model, pretrained=pretrained), open_clip.get_tokenizer(model)
+    except Exception as error:  # whatever a file that holds something else makes of itself
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+        if pretrained is None:
+            raise ValueError(f"model={model!r} cannot be built: {why}") from error
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "of which there are none for it"
+        raise ValueError(
+            f"pretrained={pretrained!r} cannot be loaded into {model!r}, which takes a tag of open_clip ({tags}) or a whole "
+            f"file of its weights: {why}"
+        ) from error
+    broken = [name for name, value in clip_model.state_dict().items() if not bool(value.isfinite().all())]
+    if broken:
+        raise ValueError(f"pretrained={pretrained!r} holds weights that are not finite: {', '.join(broken[:3])}")
+    return clip_model, tokenizer
 
 
 def build(

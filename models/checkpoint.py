@@ -2,14 +2,14 @@
 
 A checkpoint is a folder ``checkpoint-<step>`` with ``weights.safetensors`` (the trainable part under published
 names) and ``state.pt`` (optimizer, scaler, loader position; read with ``weights_only=True``). It is written beside,
-synced and renamed.
+synced and renamed. A checkpoint that holds NaN or Inf is neither written nor read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -31,12 +31,50 @@ class Checkpoint(NamedTuple):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path beside ``path`` to write to, and renames it when all is on the disk."""
+    """Yields a path beside ``path`` to write to, and renames it when all is on the disk.
+
+    Where it cannot be written, as on a full disk, an ``OSError`` names ``path``; what was there before stays, nothing else.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    yield temporary
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException as error:
+        remove(temporary)
+        if isinstance(error, (OSError, RuntimeError, SafetensorError)):
+            first = error  # torch's writer fails once more while it closes, and hides what the system said
+            while first.__context__ is not None and not isinstance(first, OSError):
+                first = first.__context__
+            raise OSError(f"{path} cannot be written: {first_line(first)}") from error
+        raise
+
+
+def check_writable(path: Path) -> None:
+    """``OSError`` if a file ``path`` could not be written now; its folder is made."""
+    if path.is_dir():
+        raise OSError(f"{path} cannot be written: it is a folder")
+    probe = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_text("{}")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {first_line(error)}") from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -46,20 +84,24 @@ def write_json(path: Path, content: Any) -> None:
 
 def save(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], *, keep: int = 2) -> Path:
     """Write ``folder/checkpoint-<step>`` and delete all but the newest ``keep``."""
+    refuse_non_finite(step, weights, state)
     final = folder / f"checkpoint-{step:08d}"
     if final.exists():
-        return final
+        if _read(final) is not None:
+            return final
+        os.replace(final, final.with_name(f".{final.name}.damaged.tmp"))  # a folder replaces only an empty one
     for leftover in folder.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(leftover)
+        remove(leftover)
     with replacing(final) as temporary:
         temporary.mkdir(parents=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
         save_file(weights, temporary / "weights.safetensors")
-        torch.save(state, temporary / "state.pt")
+        with open(temporary / "state.pt", "wb") as file:
+            torch.save(state, file)
         for part in temporary.iterdir():
             _sync(part)
     for old in _checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
     return final
 
 
@@ -74,17 +116,39 @@ def load(folder: Path) -> Checkpoint | None:
     return None
 
 
+def refuse_non_finite(step: int, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """``FloatingPointError`` naming the first tensor of weights or state that holds NaN or Inf."""
+    for name, value in [*weights.items(), *_tensors("", state)]:
+        if not bool(torch.isfinite(value).all()):
+            raise FloatingPointError(f"{name} is not finite after step {step}, of which no checkpoint is written")
+
+
+def _tensors(name: str, content: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, (dict, list, tuple)):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _tensors(f"{name}.{key}".lstrip("."), value)
+
+
 def _read(path: Path) -> Checkpoint | None:
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        return Checkpoint(int(path.name.split("-")[1]), load_file(path / "weights.safetensors"), state)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        warnings.warn(f"{path} cannot be read ({error})", stacklevel=3)
+        found = Checkpoint(_step(path), load_file(path / "weights.safetensors"), state)
+        refuse_non_finite(*found)
+        return found
+    except Exception as error:  # damaged bytes fail in the readers in every way there is
+        warnings.warn(f"{path} cannot be read ({first_line(error)})", stacklevel=3)
         return None
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("checkpoint-*") if path.is_dir())
+    named = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted((path for path in named if path.is_dir()), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def _sync(path: Path) -> None:

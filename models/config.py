@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import math
+import operator
+import os
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from i2v_models.methods import METHODS
 from i2v_models.spatial import BACKENDS
 
 T = TypeVar("T")
+BOUNDS: dict[str, tuple[str, Any]] = {
+    "above": ("above", operator.gt),
+    "least": ("at least", operator.ge),
+    "below": ("below", operator.lt),
+    "most": ("at most", operator.le),
+}
 
 
 def opt(default: Any, help: str, *, resumable: bool = True, **metadata: Any) -> Any:
@@ -27,19 +37,22 @@ def fixed(default: Any, help: str, **metadata: Any) -> Any:
 
 @dataclass(kw_only=True, frozen=True)
 class FitConfig:
-    """Everything :func:`i2v_models.fit` needs to know. AdamW, linear warm-up, then cosine to zero."""
+    """Everything :func:`i2v_models.fit` needs to know. AdamW, linear warm-up, then cosine to zero.
+
+    Raises ``TypeError`` and ``ValueError`` that name the setting, its value and what is accepted.
+    """
 
     output: str | None = opt(None, "folder for checkpoints and logs; the same command again resumes from it")
-    epochs: float = fixed(10.0, "passes over the data", above=0)
-    steps: int | None = fixed(None, "optimizer steps, in place of --epochs", above=0)
+    epochs: float = fixed(10.0, "passes over the data; more of them extend a finished run", above=0)
+    steps: int | None = fixed(None, "optimizer steps, in place of --epochs; so too", above=0)
     accumulate: int = fixed(1, "batches per optimizer step", above=0)
     lr: float = fixed(5e-4, "highest learning rate", above=0)
     weight_decay: float = fixed(0.05, "of weights; none on biases, norms and embeddings", least=0)
-    warmup: float = fixed(0.1, "share of the steps in which the learning rate rises", least=0)
+    warmup: float = fixed(0.1, "share of the steps in which the learning rate rises", least=0, most=1)
     clip_norm: float = fixed(1.0, "largest gradient norm, 0 for no limit", least=0)
-    label_smoothing: float = fixed(0.0, "share of the target spread over all classes", least=0)
+    label_smoothing: float = fixed(0.0, "share of the target spread over all classes", least=0, below=1)
     precision: str = fixed("fp32", "autocast type; parameters stay fp32", choices=("fp32", "bf16", "fp16"))
-    seed: int = fixed(0, "of weights, data order and dropout", least=0)
+    seed: int = fixed(0, "of weights, data order and dropout", least=0, most=2**31 - 1)
     save_every: int = opt(500, "steps between checkpoints", above=0)
     log_every: int = opt(10, "steps between lines of the log", above=0)
 
@@ -54,7 +67,7 @@ class TrainConfig(FitConfig):
     method: str = fixed(MISSING, "transfer method", choices=tuple(METHODS))
     data: str = fixed(MISSING, "folder with one folder of videos per class, or a CSV of path,label")
     model: str = fixed("ViT-B-16", "name of an open_clip model with a ViT")
-    pretrained: str = fixed(MISSING, "open_clip tag or file of its weights; 'none' for random ones")
+    pretrained: str = opt(MISSING, "open_clip tag or file of its weights; 'none' for random ones")
     output: str = opt("runs/train", "folder for checkpoints and logs; the same command again resumes from it")
     frames: int = fixed(8, "frames per clip", above=0)
     sampling: str = fixed("tsn_train", "how frames are drawn from a video")
@@ -80,6 +93,7 @@ class EvalConfig:
     """A test of a trained model."""
 
     checkpoint: str = opt(MISSING, "output folder of a training run")
+    pretrained: str | None = opt(None, "where the weights that it began with are now, if they were moved")
     data: str = opt(MISSING, "folder with one folder of videos per class, or a CSV of path,label")
     views: tuple[int, int] = opt((1, 1), "clips per video in time and crops in space; their probabilities are averaged")
     sampling: str = opt("tsn_test", "how frames are drawn from a video")
@@ -89,6 +103,7 @@ class EvalConfig:
     index_cache: str | None = opt(None, "file that keeps the videos' frame tables between runs")
     precision: str = opt("fp32", "autocast type", choices=("fp32", "bf16", "fp16"))
     device: str = opt("auto", "cpu, cuda, ...; auto takes a GPU where there is one")
+    spatial: str | None = opt(None, "attention within a frame (default: as trained)", choices=BACKENDS)
     output: str | None = opt(None, "JSON file for the result (default: eval.json in the checkpoint folder)")
 
     def __post_init__(self) -> None:
@@ -96,14 +111,42 @@ class EvalConfig:
 
 
 def check(config: Any) -> None:
-    """Raise ``ValueError`` naming the field and the value that is out of range."""
+    """Raise ``TypeError`` or ``ValueError`` naming the field, its value and what is accepted; plain numbers and text stay."""
+    hints = typing.get_type_hints(type(config))
     for item in fields(config):
-        value, above, least = getattr(config, item.name), item.metadata.get("above"), item.metadata.get("least")
-        if value not in item.metadata.get("choices", (value,)):
-            raise ValueError(f"{item.name}={value!r} is unknown; there are {', '.join(item.metadata['choices'])}")
-        if value is not None and ((above is not None and value <= above) or (least is not None and value < least)):
-            limit = f"above {above}" if above is not None else f"at least {least}"
-            raise ValueError(f"{item.name} must be {limit}, got {value}")
+        value = _plain(item.name, getattr(config, item.name), hints[item.name])
+        object.__setattr__(config, item.name, value)  # frozen for everybody else
+        choices = item.metadata.get("choices")
+        if value is None:
+            continue
+        if choices and value not in choices:
+            raise ValueError(f"{item.name}={value!r} is unknown; there are {', '.join(choices)}")
+        if isinstance(value, str) and not value:
+            raise ValueError(f"{item.name} must not be empty, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{item.name} must be a finite number, got {value}")
+        bounds = {name: item.metadata[name] for name in BOUNDS if name in item.metadata}
+        if not all(BOUNDS[name][1](value, bound) for name, bound in bounds.items()):
+            limits = " and ".join(f"{BOUNDS[name][0]} {bound}" for name, bound in bounds.items())
+            raise ValueError(f"{item.name} must be {limits}, got {value}")
+
+
+def _plain(name: str, value: Any, hint: Any) -> Any:
+    """``value`` as JSON can hold it; ``TypeError`` if it is not of the kind that the field takes."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    if typing.get_origin(kind) is tuple and isinstance(value, (tuple, list)) and len(value) == len(typing.get_args(kind)):
+        return tuple(_plain(name, part, int) for part in value)
+    if kind is str and isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind in (int, float) and isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
+        return kind(value)
+    names = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
+    raise TypeError(f"{name} must be {names.get(kind, 'a pair of whole numbers')}, got {value!r}")
 
 
 def parser(config: type[Any], prog: str) -> argparse.ArgumentParser:
@@ -127,7 +170,7 @@ def parse(config: type[T], prog: str, argv: Sequence[str] | None = None) -> T:
         values["views"] = tuple(values["views"])
     try:
         return config(**values)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         arguments.error(str(error))
 
 

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
+import signal
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from i2v_models import checkpoint
+from i2v_models import checkpoint, processes, run, signals
 from i2v_models.backbone import VideoCLIP
 from i2v_models.config import FitConfig
+from i2v_models.processes import is_first
+from i2v_models.progress import Progress
+from i2v_models.run import total_steps
+from i2v_models.spatial import check_flash
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LEAST_SCALE = 2.0**-16  # of the fp16 loss: below it the gradient is not too large but broken
+OWN = {"output", "data", "workers", "index_cache", "device", "pretrained"}  # settings in which processes may differ
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -46,28 +54,17 @@ def learning_rate(config: FitConfig, step: int, steps: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def total_steps(config: FitConfig, loader: Any) -> int:
-    if len(loader) == 0:
-        raise ValueError("the loader has no batch: there are fewer clips than one batch needs, or none at all")
-    return config.steps or max(1, int(config.epochs * len(loader) / config.accumulate))
-
-
 def stream(loader: Any, epoch: int) -> Iterator[tuple[int, Any]]:
     """``(epoch, batch)`` without end. ``epoch`` is continued where the loader stands, the later ones start afresh."""
-    while True:
+    empty = 0
+    while empty < 2:  # the rest of an epoch may be empty, a whole one not
+        empty += 1
         for batch in loader:
+            empty = 0
             yield epoch, batch
         epoch += 1
         loader.set_epoch(epoch)
-
-
-def average_over_processes(parameters: list[nn.Parameter]) -> None:
-    """The mean of every gradient over all processes, in one message."""
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    for grad, mean in zip(grads, (flat / dist.get_world_size()).split([grad.numel() for grad in grads])):
-        grad.copy_(mean.view_as(grad))
+    raise ValueError("the loader gave no batch in a whole epoch; its report() names the files that cannot be read")
 
 
 def bad_videos(loader: Any) -> dict[str, str]:
@@ -75,9 +72,32 @@ def bad_videos(loader: Any) -> dict[str, str]:
     return {path: reason for path, (reason, _) in loader.report().bad.items()}
 
 
-def is_first() -> bool:
-    """Whether this process writes files and shows progress."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+def valid_part(batch: Any) -> tuple[Tensor, Tensor, Any]:
+    """Frames, labels and paths of a batch without repeats and stand-ins for bad videos."""
+    frames, label = batch.frames, torch.as_tensor(batch.label)
+    path, valid = getattr(batch, "path", None), getattr(batch, "valid", None)
+    if valid is None or bool(torch.as_tensor(valid).all()):
+        return frames, label, path
+    kept = torch.as_tensor(valid).nonzero().flatten()
+    return frames[kept], label[kept], None if path is None else [path[row] for row in kept.tolist()]
+
+
+def check_labels(label: Tensor, path: Any, classes: int) -> None:
+    """``ValueError`` naming the first clip whose label is no class of the model."""
+    wrong = ((label < 0) | (label >= classes)).nonzero().flatten().tolist()
+    if wrong:
+        where = f" of {path[wrong[0]]}" if path is not None else ""
+        raise ValueError(f"label {int(label[wrong[0]])}{where} is none of the model's {classes} classes, 0 to {classes - 1}")
+
+
+class Found(NamedTuple):
+    """A process's part of a step: the sum of its ``valid`` clips' losses over ``whole``, as is the gradient; ``clips`` read."""
+
+    loss: Any
+    valid: int
+    clips: int
+    whole: int
+    waited: float
 
 
 class Trainer:
@@ -89,88 +109,167 @@ class Trainer:
         self.model, self.loader, self.config = model, loader, config
         self.device = model.image_mean.device
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not self.parameters:
-            raise ValueError("nothing to train: no parameters here; take head='linear' or train_backbone=True")
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.steps = total_steps(config, loader)
-        self.step, self.epoch = 0, 0
+        with processes.together():
+            self._check()
+            self.optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
+            self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+            self.steps = total_steps(config, loader)
+            loader.set_epoch(0)
+        self.step, self.epoch, self.stop = 0, 0, 0
         self.sums: list[Any] = [0.0, 0]  # loss and steps since the last line of the log
+        self.skipped = 0  # steps that were not taken, since in fp16 their gradient overflowed
+        self.faulty = torch.zeros(3, device=self.device)  # the first step that must not be kept, its loss, its norm
         self.bad: dict[str, str] = {}
         self.output = Path(config.output) if config.output else None
-        if _processes() > 1:
+        self.saved: int | None = None
+        self.lock: Any = None
+        record = {**asdict(config), "processes": processes.count(), **(record or {})}
+        if processes.count() > 1:
+            self._check_others(record)
             for parameter in self.parameters:
                 dist.broadcast(parameter.data, 0)
-        loader.set_epoch(0)
-        if self.output:
-            self._open(self.output, {**asdict(config), "processes": _processes(), **(record or {})})
+        try:
+            if self.output:
+                self._open(self.output, record)
+        except BaseException:
+            self.close()
+            raise
+        self.position = self._position()
 
     def run(self) -> list[dict[str, float]]:
-        """Train to the end; the lines of the log."""
-        log = []
+        """Train to the end; the lines of the log. SIGTERM and SIGINT are obeyed after a checkpoint of the step at hand."""
+        try:
+            with signals.put_off() as caught, Progress(self.steps, "step", done=self.step, show=is_first()) as bar:
+                log = self._run(caught, bar)
+        finally:
+            self.close()
+        if self.stop:  # another process was told to
+            raise SystemExit(128 + self.stop)
+        return log
+
+    def close(self) -> None:
+        """Let another run into the output folder."""
+        if self.lock is not None:
+            run.let_go(self.lock)
+
+    def _run(self, caught: Callable[[], int], bar: Progress) -> list[dict[str, float]]:
+        log: list[dict[str, float]] = []
         batches = stream(self.loader, self.epoch)
         self.model.train()
         started, waited, clips = time.perf_counter(), 0.0, 0
-        with tqdm(total=self.steps, initial=self.step, unit="step", disable=not is_first()) as bar:
-            while self.step < self.steps:
-                norm, wait, count = self._advance(batches)
-                waited, clips = waited + wait, clips + count
-                bar.update()
-                last = self.step == self.steps
-                saving = self.output is not None and (last or self.step % self.config.save_every == 0)
-                logging = last or self.step % self.config.log_every == 0
-                if saving or logging:
-                    self._check_finite()
-                if logging:
-                    now = time.perf_counter()
-                    log.append(self._line(norm, clips * _processes() / (now - started), waited / (now - started)))
-                    started, waited, clips = now, 0.0, 0
-                    bar.set_postfix_str(_summary(log[-1]), refresh=False)
-                if saving:
-                    self.save()
+        while self.step < self.steps and not self.stop:
+            begun = self.step
+            norm, wait, count = self._advance(batches, caught)
+            waited, clips = waited + wait, clips + count
+            if processes.count() == 1:  # several agree on it once a step, and not later
+                self.stop = self.stop or caught()
+            last = self.step == self.steps
+            saving = self.output is not None and (last or self.stop or self.step % self.config.save_every == 0)
+            logging = self.step > begun and (last or self.step % self.config.log_every == 0)
+            if saving or logging:
+                self._check_finite()
+            if logging:
+                now = time.perf_counter()
+                log.append(self._line(norm, clips / (now - started), waited / (now - started)))
+                started, waited, clips = now, 0.0, 0
+            if self.step > begun:
+                bar.update(_summary(log[-1]) if log else "")
+            if saving and self.step and self.step != self.saved:
+                self.save()
+        if self.stop and is_first():
+            kept = "nothing is kept" if self.saved is None else f"step {self.saved} of {self.steps} is saved in {self.output}"
+            print(f"{signal.Signals(self.stop).name}: {kept}", file=sys.stderr, flush=True)
+        if self.output is None:
+            checkpoint.refuse_non_finite(self.step, self.model.trainable_state_dict(), {})
         return log
 
-    def _advance(self, batches: Iterator[tuple[int, Any]]) -> tuple[Tensor, float, int]:
-        """One optimizer step: gradient norm before clipping, seconds waited for data, clips seen."""
-        config, waited, clips = self.config, 0.0, 0
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        torch.manual_seed((config.seed * 1_000_003 + self.step) * 4096 + rank)
+    def _advance(self, batches: Iterator[tuple[int, Any]], caught: Callable[[], int]) -> tuple[Any, float, int]:
+        """One optimizer step: gradient norm before clipping, seconds waited for data, clips read by all processes.
+
+        Loss and gradient are means over the step's valid clips, wherever they are; batches without one are passed over.
+        Where a process fails nothing is changed: all of them raise or, told to stop, stay at the step before.
+        """
+        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4096 + processes.rank())
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step, self.steps)
-        total = torch.zeros((), device=self.device)
-        for _ in range(config.accumulate):
+            group["lr"] = learning_rate(self.config, self.step, self.steps)
+        waited, seen, passed, counts, found = 0.0, 0, 0, [0], Found(0.0, 0, 0, 1, 0.0)
+        while not any(counts):
+            if passed * self.config.accumulate > len(self.loader) + self.config.accumulate:
+                raise ValueError("no clip of a whole epoch is valid, so there is nothing to learn from")
+            passed += 1
+            error: Exception | None = None
+            try:
+                found = self._gradient(batches)
+            except Exception as failure:
+                error = failure
+            told = processes.rows(caught(), error is not None, found.valid, found.clips)
+            self.stop = max(row[0] for row in told)
+            counts = [row[2] for row in told]
+            waited, seen = waited + found.waited, seen + sum(row[3] for row in told)
+            failed = any(row[1] for row in told)
+            if failed and not self.stop:
+                processes.failed(error)
+            if failed or (self.stop and not any(counts)):
+                self.optimizer.zero_grad(set_to_none=True)
+                return 0.0, waited, 0
+        total = torch.as_tensor(found.loss, device=self.device)
+        total = processes.sum_over(self.parameters, total, found.whole / sum(counts), lacking=not all(counts))
+        norm = self._update(total)
+        self.sums = [self.sums[0] + total, self.sums[1] + 1]
+        self.step += 1
+        self.position = self._position()
+        return norm, waited, seen
+
+    def _gradient(self, batches: Iterator[tuple[int, Any]]) -> Found:
+        """Add up the gradient of this process's valid clips of a step."""
+        loss, valid, clips, whole, waited = 0.0, 0, 0, 1, 0.0
+        for _ in range(self.config.accumulate):
             before = time.perf_counter()
             self.epoch, batch = next(batches)
             waited += time.perf_counter() - before
-            frames = batch.frames.to(self.device, non_blocking=True)
-            label = torch.as_tensor(batch.label).to(self.device, non_blocking=True)
-            with autocast(self.device, config.precision):
-                logits = self.model(frames)
-            loss = F.cross_entropy(logits.float(), label, label_smoothing=config.label_smoothing)
-            self.scaler.scale(loss / config.accumulate).backward()
-            total += loss.detach() / config.accumulate
-            clips += len(label)
-        if _processes() > 1:
-            average_over_processes(self.parameters)
-            dist.all_reduce(total)
-            total /= _processes()
+            clips += len(batch.label)
+            frames, label, path = valid_part(batch)
+            if len(label):
+                whole = whole if valid else self.config.accumulate * len(label)
+                valid += len(label)
+                loss = loss + self._backward(frames, label, path, whole)
+        return Found(loss, valid, clips, whole, waited)
+
+    def _backward(self, frames: Tensor, label: Tensor, path: Any, whole: int) -> Tensor:
+        """Add the gradient of these clips as part of ``whole``; their part of the loss."""
+        with autocast(self.device, self.config.precision):
+            logits = self.model(frames.to(self.device, non_blocking=True))
+        check_labels(label, path, logits.shape[1])
+        label = label.to(self.device, non_blocking=True)
+        loss = F.cross_entropy(logits.float(), label, label_smoothing=self.config.label_smoothing, reduction="sum") / whole
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def _update(self, total: Tensor) -> Tensor:
+        """Clip, step, and note whether what came of it may be kept; the norm before clipping."""
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.sums = [self.sums[0] + total, self.sums[1] + 1]
-        return norm, waited, clips
+        skipped = self.scaler.get_scale() < scale
+        self.skipped += skipped
+        fine = total.isfinite() & (norm.isfinite() | (skipped and scale > LEAST_SCALE))
+        this = torch.stack([torch.full_like(total, self.step + 1), total, norm.to(total.dtype)])
+        self.faulty = torch.where((self.faulty[0] > 0) | fine, self.faulty, this)  # read where something is kept
+        return norm
 
     def _check_finite(self) -> None:
-        if not math.isfinite(float(self.sums[0])):
+        step, loss, norm = self.faulty.tolist()
+        if step:
+            what = f"gradient norm is {norm} (of a loss of {loss:.4g})" if math.isfinite(loss) else f"loss is {loss}"
+            kept = "there is no checkpoint" if self.saved is None else f"the newest checkpoint is of step {self.saved}"
             raise FloatingPointError(
-                f"loss is {float(self.sums[0])} at step {self.step}; the last checkpoints are from before. "
-                "A lower lr or clip_norm, or another precision, may help"
+                f"{what} at step {int(step)}; {kept}. A lower lr or clip_norm, or another precision, may help"
             )
 
-    def _line(self, norm: Tensor, clips_per_second: float, wait: float) -> dict[str, float]:
+    def _line(self, norm: Any, clips_per_second: float, wait: float) -> dict[str, Any]:
         line = {
             "step": self.step,
             "epoch": self.epoch,
@@ -180,54 +279,101 @@ class Trainer:
             "clips_per_second": round(clips_per_second, 2),
             "wait": round(wait, 4),
         }
+        if self.scaler.is_enabled():
+            line |= {"grad_norm": float(norm) if math.isfinite(norm) else None, "skipped": self.skipped}
         self.sums = [0.0, 0]
-        if self.output and is_first():
-            with open(self.output / "log.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
+        if self.output:
+            path = self.output / "log.jsonl"
+            processes.from_first(lambda: run.append(path, line))
         return line
 
     def save(self) -> None:
         """Write a checkpoint of this step, and the videos that could not be read so far."""
         self._collect_bad()
-        if self.output is None or not is_first():
+        if self.output is None:
             return
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "loader": self.loader.state_dict(),
-            "epoch": self.epoch,
+            **self.position,
             "sums": [float(self.sums[0]), self.sums[1]],
+            "skipped": self.skipped,
         }
-        checkpoint.write_json(self.output / "bad_videos.json", self.bad)
-        checkpoint.save(self.output, self.step, self.model.trainable_state_dict(), state)
+        output = self.output
+
+        def write() -> None:
+            checkpoint.save(output, self.step, self.model.trainable_state_dict(), state)
+            checkpoint.write_json(output / "bad_videos.json", self.bad)
+
+        processes.from_first(write)
+        self.saved = self.step
+
+    def _position(self) -> dict[str, Any]:
+        """Where the data stand after a whole step."""
+        return {"loader": self.loader.state_dict(), "epoch": self.epoch}
 
     def _collect_bad(self) -> None:
-        reports = [bad_videos(self.loader)]
-        if _processes() > 1:
-            reports = [{}] * _processes()
-            dist.all_gather_object(reports, bad_videos(self.loader))
-        for report in reports:
-            self.bad |= report
+        self.bad |= {path: why for report in processes.gathered(bad_videos(self.loader)) for path, why in report.items()}
+
+    def _check(self) -> None:
+        """``ValueError`` for what cannot be trained, or not here."""
+        if not self.parameters:
+            raise ValueError("nothing to train: no parameters here; take head='linear' or train_backbone=True")
+        if getattr(self.model, "head", self) is None:
+            raise ValueError("the model has no head (head='text' or 'linear'), so it gives no logits to train on")
+        check_flash(self.model, DTYPES[self.config.precision])
+        share = getattr(self.loader, "rank", processes.rank()), getattr(self.loader, "world_size", processes.count())
+        if share != (processes.rank(), processes.count()):
+            raise ValueError(
+                f"the loader is for process {share[0]} of {share[1]}, this is {processes.rank()} of {processes.count()}: "
+                "make it after torch.distributed is initialised"
+            )
+
+    def _check_others(self, record: dict[str, Any]) -> None:
+        """``ValueError`` on all processes if one has other settings, other data or another model than the first."""
+        videos = [(Path(video.path).name, video.label) for video in getattr(self.loader, "videos", ())]
+        mine = {name: value for name, value in record.items() if name not in OWN}
+        mine |= {"batches": len(self.loader), "videos": hashlib.sha256(repr(videos).encode()).hexdigest()[:16]}
+        own = {id(parameter) for parameter in self.parameters}
+        frozen = {name: value for name, value in self.model.named_parameters() if id(value) not in own}
+        mine["frozen weights"] = run.digest(frozen)
+        mine["trainable"] = [(name, list(value.shape)) for name, value in self.model.trainable_state_dict().items()]
+        all_of_them = processes.gathered(mine)
+        for number, other in enumerate(all_of_them):
+            differing = [name for name in other.keys() | mine.keys() if other.get(name) != all_of_them[0].get(name)]
+            if differing:
+                texts = (f"{n} is {all_of_them[0].get(n)!r} and {other.get(n)!r}" for n in sorted(differing)[:4])
+                raise ValueError(f"processes 0 and {number} differ: {'; '.join(texts)}; give all the same settings and data")
 
     def _open(self, output: Path, record: dict[str, Any]) -> None:
-        """Start in an empty folder, or continue the run that is there."""
-        output.mkdir(parents=True, exist_ok=True)
-        path = output / "config.json"
-        found = checkpoint.load(output)
-        if path.exists() and found:
-            refuse_other_run(output, json.loads(path.read_text()), record, self.config)
-        if found:
-            self.step, self.epoch = found.step, found.state["epoch"]
-            self.model.load_trainable_state_dict(found.weights)
-            self.optimizer.load_state_dict(found.state["optimizer"])
-            self.scaler.load_state_dict(found.state["scaler"])
-            self.loader.load_state_dict(found.state["loader"])
-            self.sums = found.state["sums"]
-            with contextlib.suppress(FileNotFoundError):
-                self.bad = json.loads((output / "bad_videos.json").read_text())
+        """Start in an empty folder, or continue the run that is there: the first process's, whatever disks the others have."""
+
+        def read() -> checkpoint.Checkpoint | None:
+            self.lock = run.hold(output)
+            found = checkpoint.load(output)
+            checkpoint.write_json(output / "config.json", run.settle(output, record, self.config, found, self.loader))
+            run.truncate_log(output / "log.jsonl", found.step if found else 0)
+            return found
+
+        found = processes.from_first(read)
+        if found is None:
+            return
+        with processes.together():
+            try:
+                state = found.state
+                self.step, self.epoch, self.sums = found.step, state["epoch"], state["sums"]
+                self.skipped = state.get("skipped", 0)
+                self.model.load_trainable_state_dict(found.weights)
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.scaler.load_state_dict(state["scaler"])
+                self.loader.load_state_dict(state["loader"])
+            except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+                why = error if isinstance(error, ValueError) else repr(error)
+                raise ValueError(f"cannot resume {output} from step {found.step}: {why}; take another output") from error
+        self.saved = self.step
         if is_first():
-            checkpoint.write_json(path, record)
-            truncate_log(output / "log.jsonl", self.step)
+            with contextlib.suppress(OSError, ValueError):
+                self.bad = json.loads((output / "bad_videos.json").read_text())
 
 
 def fit(
@@ -235,46 +381,20 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train ``model`` on ``loader`` and return the lines of the log (loss, lr, grad_norm, clips_per_second, wait).
 
-    ``loader`` yields batches with ``frames`` (uint8 ``[B, T, H, W, 3]``) and ``label`` (``[B]``) and has ``len``,
-    ``set_epoch``, ``state_dict``, ``load_state_dict`` and ``report``, as :class:`i2v_kernels.video.ClipLoader`.
+    ``loader`` yields batches with ``frames`` (uint8 ``[B, T, H, W, 3]``), ``label`` (``[B]``) and perhaps ``valid`` (``[B]``,
+    False for clips that do not count) and ``path``, and has ``len``, ``set_epoch``, ``state_dict``, ``load_state_dict`` and
+    ``report``, as :class:`i2v_kernels.video.ClipLoader`. Loss and gradient are means over the valid clips of a step.
     With ``config.output`` the run is saved there and the same call again continues it: same losses, same weights to
     the bit on the same machine. ``record`` is kept in ``config.json`` and has to be the same again. Under
-    ``torch.distributed`` gradients are averaged over the processes.
+    ``torch.distributed`` gradients are averaged over the clips of all processes; the first one's folder counts.
+
+    SIGTERM and SIGINT wait for the end of the step and its checkpoint. ``FloatingPointError``: a loss, a gradient or a
+    weight is not finite, and nothing of it is kept; ``ValueError``: settings that cannot be, or that are not those of the
+    run in ``config.output``, or another process that writes there; ``OSError``: a file cannot be written.
     """
     return Trainer(model, loader, config, record).run()
 
 
-def refuse_other_run(output: Path, before: dict[str, Any], now: dict[str, Any], config: FitConfig) -> None:
-    """``ValueError`` naming every setting that changes the numbers and is not what ``output`` was trained with."""
-    free = {item.name for item in fields(config) if item.metadata["resumable"]}
-    now = json.loads(json.dumps(now))
-    differing = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in before.keys() | now.keys()
-        if name not in free and before.get(name) != now.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"cannot resume {output}: {'; '.join(sorted(differing))}; take another output or the old value"
-        )
-
-
-def truncate_log(path: Path, step: int) -> None:
-    """Drop the lines after ``step``, written between the last checkpoint and the end of the process."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    with checkpoint.replacing(path) as temporary:
-        temporary.write_text("".join(kept))
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _summary(line: dict[str, float]) -> str:
-    return f"loss {line['loss']:.3f}, {line['clips_per_second']:.1f} clips/s, {line['wait']:.0%} waiting for data"
+def _summary(line: dict[str, Any]) -> str:
+    skipped = f", {line['skipped']} steps skipped by fp16" if line.get("skipped") else ""
+    return f"loss {line['loss']:.3f}, {line['clips_per_second']:.1f} clips/s, {line['wait']:.0%} waiting for data{skipped}"

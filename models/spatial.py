@@ -69,6 +69,19 @@ def why_not_flash(qkv: Tensor) -> str | None:
     return None
 
 
+def check_flash(model: Any, dtype: torch.dtype) -> None:
+    """``ValueError`` if ``model``, a :class:`VideoCLIP`, asks for flash-attn where it cannot run (autocast to ``dtype``)."""
+    if getattr(getattr(model, "method", None), "spatial", None) != "flash":
+        return
+    for attn in (block.attn for block in model.visual.transformer.resblocks):
+        if _is_plain(attn):
+            weight = attn.in_proj_weight
+            dtype = weight.dtype if dtype == torch.float32 else dtype
+            reason = why_not_flash(torch.empty(0, 1, 3, attn.num_heads, attn.head_dim, dtype=dtype, device=weight.device))
+            if reason is not None:
+                raise ValueError(f"spatial='flash' cannot be used: {reason}; spatial='sdpa' gives the same numbers")
+
+
 @cache
 def _flash(version: int | None) -> Any:
     return importlib.import_module("flash_attn.cute" if version == 4 else "flash_attn").flash_attn_func

@@ -1,27 +1,33 @@
 """Train a video model: ``python -m i2v_models.train --method st_adapter --data DIR --model ViT-B-16 --pretrained
 openai``.
 
-Under ``torchrun`` every process trains on its share of the videos and gradients are averaged.
+Under ``torchrun`` every process trains on its share of the videos and gradients are averaged. SIGTERM and Ctrl-C save after
+the step at hand and end the program with 143 and 130; the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from i2v_kernels.video import ClipLoader
+from i2v_kernels.video import ClipLoader, VideoError
+from i2v_models import processes, signals
 from i2v_models.backbone import VideoCLIP, check_vit
 from i2v_models.build import build, load_clip
+from i2v_models.checkpoint import first_line
 from i2v_models.config import TrainConfig, parse
-from i2v_models.fit import Trainer, is_first
+from i2v_models.fit import Trainer
+from i2v_models.run import digest
 
 Tokenizer = Callable[[list[str]], Tensor]
+MOST_CLASSES = 1_000_000  # of labels that are numbers: a head has a row for each
 
 
 def pick_device(name: str) -> torch.device:
@@ -29,9 +35,28 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r} cannot be used: {error}") from error
+        probe = torch.ones(1, device=name)
+        probe.cpu()  # "meta" holds nothing
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={name!r} cannot be used: {first_line(error)}") from error
+    return probe.device
+
+
+@contextmanager
+def command(device: str) -> Iterator[None]:
+    """A command's body: under ``torchrun`` with its processes connected; what cannot be ends it with one sentence."""
+    with signals.ending():
+        begun = False
+        try:
+            if "RANK" in os.environ and not dist.is_initialized():
+                dist.init_process_group("nccl" if pick_device(device).type == "cuda" else "gloo")
+                begun = True
+            yield
+        except (ValueError, OSError, ImportError, FloatingPointError, VideoError) as error:
+            sys.exit(f"error: {error}")
+        finally:
+            if begun:
+                dist.destroy_process_group()
 
 
 def load_image_model(config: TrainConfig) -> tuple[Any, Tokenizer]:
@@ -68,27 +93,30 @@ def make_model(config: TrainConfig, classes: Sequence[str], clip_model: Any, tok
 
 def prepare(config: TrainConfig) -> Trainer:
     """Model, loader and the state to resume from; ``ValueError`` says which setting cannot be."""
-    clip_model, tokenizer = load_image_model(config)
-    height, width = clip_model.visual.image_size
-    if height != width:
-        raise ValueError(f"model={config.model!r} takes {height}x{width} images; clips are square")
-    loader = ClipLoader(
-        config.data,
-        frames=config.frames,
-        sampling=config.sampling,
-        size=height,
-        batch_size=config.batch_size,
-        crop=config.crop,
-        flip=config.flip,
-        workers=config.workers,
-        backend=config.decoder,
-        index_cache=config.index_cache,
-        shuffle=True,
-        seed=config.seed,
-        pin_memory=True,
-    )
-    classes = class_names(config, loader)
-    return Trainer(make_model(config, classes, clip_model, tokenizer), loader, config, {"classes": classes})
+    with processes.together():
+        clip_model, tokenizer = load_image_model(config)
+        height, width = clip_model.visual.image_size
+        if height != width:
+            raise ValueError(f"model={config.model!r} takes {height}x{width} images; clips are square")
+        loader = ClipLoader(
+            config.data,
+            frames=config.frames,
+            sampling=config.sampling,
+            size=height,
+            batch_size=config.batch_size,
+            crop=config.crop,
+            flip=config.flip,
+            workers=config.workers,
+            backend=config.decoder,
+            index_cache=config.index_cache,
+            shuffle=True,
+            seed=config.seed,
+            pin_memory=True,
+        )
+        classes = class_names(config, loader)
+        record = {"classes": classes, "pretrained_digest": digest(clip_model.state_dict())}
+        model = make_model(config, classes, clip_model, tokenizer)
+    return Trainer(model, loader, config, record)
 
 
 def class_names(config: TrainConfig, loader: ClipLoader) -> list[str]:
@@ -100,6 +128,9 @@ def class_names(config: TrainConfig, loader: ClipLoader) -> list[str]:
         )
     if not loader.classes and config.head == "text":
         raise ValueError(f"data={config.data!r} labels its classes by number; head='text' needs their names")
+    if not loader.classes and max(labels) >= MOST_CLASSES:
+        path = loader.videos[labels.index(max(labels))].path
+        raise ValueError(f"data={config.data!r} must number classes 0, 1, ... below {MOST_CLASSES}, got {max(labels)}: {path}")
     return list(loader.classes) or [str(label) for label in range(max(labels) + 1)]
 
 
@@ -111,26 +142,21 @@ def train(config: TrainConfig) -> tuple[VideoCLIP, list[dict[str, float]]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(TrainConfig, "python -m i2v_models.train", argv)
-    if "RANK" in os.environ:
-        cuda = pick_device(config.device).type == "cuda"
-        dist.init_process_group("nccl" if cuda else "gloo")
-    try:
+    with command(config.device):
         trainer = prepare(config)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    if is_first():
-        count = sum(parameter.numel() for parameter in trainer.parameters)
-        print(
-            f"{config.method} on {config.model}: {count / 1e6:.3f} M trainable parameters, "
-            f"step {trainer.step} of {trainer.steps}, output in {config.output}"
-        )
-    trainer.run()
-    if is_first():
-        for path, reason in trainer.bad.items():
-            print(f"bad video: {path}: {reason}")
-        print(f"done: {trainer.steps} steps, {len(trainer.bad)} bad videos, see {config.output}")
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        if processes.is_first():
+            count = sum(parameter.numel() for parameter in trainer.parameters)
+            print(
+                f"{config.method} on {config.model}: {count / 1e6:.3f} M trainable parameters, "
+                f"step {trainer.step} of {trainer.steps}, output in {config.output}",
+                flush=True,
+            )
+        trainer.run()
+        if processes.is_first():
+            for path, reason in trainer.bad.items():
+                print(f"bad video: {path}: {reason}")
+            skipped = f", {trainer.skipped} of them skipped by fp16" if trainer.skipped else ""
+            print(f"done: {trainer.steps} steps{skipped}, {len(trainer.bad)} bad videos, see {config.output}")
 
 
 if __name__ == "__main__":

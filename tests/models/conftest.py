@@ -57,9 +57,13 @@ class ClipList:
             first = (self.yielded * self.world_size + self.rank) * self.batch_size
             rows = order[first : first + self.batch_size]
             self.yielded += 1
-            path, valid = [f"{row}.mp4" for row in rows.tolist()], torch.ones(len(rows), dtype=torch.bool)
-            yield SimpleNamespace(frames=self.frames[rows], label=self.label[rows], item=rows, path=path, valid=valid)
+            yield self.batch(rows)
         self.yielded = 0
+
+    def batch(self, rows: torch.Tensor, valid: torch.Tensor | None = None) -> SimpleNamespace:
+        path = [f"{row}.mp4" for row in rows.tolist()]
+        valid = torch.ones(len(rows), dtype=torch.bool) if valid is None else valid
+        return SimpleNamespace(frames=self.frames[rows], label=self.label[rows], item=rows, path=path, valid=valid)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch, self.yielded = epoch, 0

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,6 @@ from i2v_models import FitConfig, build, checkpoint, evaluate, fit, predict
 from i2v_models.fit import Trainer, learning_rate, parameter_groups
 
 from .conftest import ClipList, tiny_clip
-
-ROOT = Path(__file__).parents[2]
 
 
 def video_model(method: str = "st_adapter", **options):
@@ -225,39 +220,3 @@ def test_evaluate_averages_probabilities_over_views_and_skips_unreadable_videos(
     assert (result["videos"], result["top1"], result["top5"]) == (5, hits / 5, 1.0)
     swapped = evaluate(model, Views(), class_index=[1, 0])
     assert swapped["top1"] == pytest.approx(1 - hits / 5)
-
-
-WORKER = """
-import sys, torch, torch.distributed as dist
-from tests.models.test_fit import ClipList, config, fit, video_model
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-model = video_model("tokshift", train_backbone=True)
-loader = ClipList(batch_size=2, rank=rank, world_size=2)
-log = fit(model, loader, config(output=sys.argv[1], steps=4))
-torch.save([model.trainable_state_dict(), log], sys.argv[1] + f"/rank{rank}.pt")
-dist.destroy_process_group()
-"""
-
-
-def run_python(*arguments: str, **options) -> subprocess.CompletedProcess:
-    path = os.pathsep.join([str(ROOT), *sys.path])
-    return subprocess.run(
-        [sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, **options
-    )
-
-
-def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    run_python(*launcher, str(script), str(tmp_path), check=True, timeout=120)
-    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert_same_weights(one[0], other[0])
-    single = video_model("tokshift", train_backbone=True)
-    log = fit(single, ClipList(batch_size=4), config(steps=4))
-    assert losses(one[1]) == pytest.approx(losses(log), rel=1e-3)
-    for name, value in single.trainable_state_dict().items():
-        torch.testing.assert_close(one[0][name], value, atol=2e-3, rtol=2e-2)
-    assert checkpoint.load(tmp_path).step == 4
-    assert json.loads((tmp_path / "bad_videos.json").read_text()).keys() == {"broken_0.mp4", "broken_1.mp4"}
