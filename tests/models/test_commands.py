@@ -167,7 +167,7 @@ def test_another_config_does_not_resume(workplace, trained, changes, text):
         ({"model": "ViT-B-61"}, "model='ViT-B-61' is unknown to open_clip; near it: .*ViT-B-16"),
         ({"model": "tiny-resnet"}, "model='tiny-resnet' cannot be used: .*got ModifiedResNet"),
         ({"pretrained": "laion9b"}, "pretrained='laion9b' cannot be loaded into 'tiny-vit'"),
-        ({"data": "/nowhere"}, "no such folder or CSV file: /nowhere"),
+        ({"data": "/nowhere"}, "no such folder or file: /nowhere"),
         ({"caption": "a video"}, "caption='a video' has no {}"),
         ({"method": "tokshift"}, "tokshift has no option width"),
         ({"sampling": "best"}, "sampling must be .* got 'best'"),
