@@ -40,6 +40,7 @@ NVDEC = {
 }  # fmt: skip
 CPU = {"vp8": (1, 16384), "vp9": (1, 16384), "mjpeg": (1, 16384)}  # what DALI 2.1 and later decode without a GPU
 TEN_BITS = {"hevc", "vp9", "av1"}
+BT601, FULL = {2, 5, 6}, 2  # the colours that DALI takes all files for, as `VideoIndex` numbers them; 2 is "not told"
 _FAILURES = (RuntimeError, IndexError, ValueError)  # what DALI raises when a pipeline ends
 
 
@@ -49,10 +50,14 @@ def why_not(index: VideoIndex, device: str) -> str | None:
     low, high = min(index.width, index.height), max(index.width, index.height)
     if limits is None:
         return f"codec {index.codec}"
-    if index.damage is not None or index.sequential:
+    if index.damage is not None or index.counted is not None:
         return index.damage or "frames cannot be found by their times"
     if index.skipped:
         return f"{index.skipped} packets are not to be shown"
+    if index.streams > 1:
+        return f"{index.streams} video streams"
+    if index.color_space not in BT601 or (index.color_range == FULL and index.codec != "mjpeg"):
+        return f"colours other than BT.601 of 16 to 235 (matrix {index.color_space}, range {index.color_range})"
     if not (index.pix_fmt in ("yuv420p", "yuvj420p") or (index.pix_fmt == "yuv420p10le" and index.codec in TEN_BITS)):
         return f"pixel format {index.pix_fmt}"
     if low < limits[0] or high > limits[1] or (device == "cuda" and (low % 2 or high % 2)):
@@ -98,10 +103,12 @@ class Job(NamedTuple):
     @classmethod
     def of(cls, plan: ClipPlan, shape: tuple[int, int]) -> Job:
         (height, width), (top, left), turns = plan.size, plan.corner, plan.table.rotation // 90
+        if plan.table.mirrored:
+            left = width - left - shape[1]
         bottom, right = height - top - shape[0], width - left - shape[1]
         size, shape = ((height, width), shape) if turns % 2 == 0 else ((width, height), shape[::-1])
         corner = ((top, left), (left, bottom), (bottom, right), (right, top))[turns]
-        return cls(plan.path, plan.indices, size, corner, shape, plan.flip, turns)
+        return cls(plan.path, plan.indices, size, corner, shape, plan.flip != plan.table.mirrored, turns)
 
     def finished(self, frames: Tensor) -> Tensor:
         if self.turns:

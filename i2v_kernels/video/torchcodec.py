@@ -68,7 +68,8 @@ class TorchcodecDecoder(OverPyAV):
 
     def exact(self, path: StrPath, wanted: list[int], size: Size, table: VideoIndex) -> Tensor | None:
         try:
-            return None if table.sequential else self._frames(path, wanted, size, table)
+            provable = table.counted is None and not table.mirrored and not table.skipped
+            return self._frames(path, wanted, size, table) if provable else None
         except (RuntimeError, ValueError, IndexError):
             return None
 
@@ -81,7 +82,7 @@ class TorchcodecDecoder(OverPyAV):
         more: dict[str, Any] = {} if shape == (table.height, table.width) else {"transforms": [Resize(shape)]}
         decoder = VideoDecoder(
             os.path.abspath(os.fspath(path)), dimension_order="NHWC", num_ffmpeg_threads=1, device=self.device,
-            seek_mode="exact", custom_frame_mappings=mapping(table), **more,
+            seek_mode="exact", custom_frame_mappings=mapping(table), stream_index=table.stream, **more,
         )  # fmt: skip
         places = sorted(set(wanted))
         found = decoder.get_frames_at(places)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -14,24 +14,46 @@ StrPath = str | os.PathLike[str]
 Size = int | tuple[int, int] | None
 
 
+class Mark(NamedTuple):
+    """A place in a file where decoding can begin.
+
+    Attributes:
+        time: what to seek to, in units of the stream.
+        crc: CRC-32 of the packet there, by which it is known.
+        skip: frames that the decoder gives before the one that is meant.
+    """
+
+    time: int
+    crc: int
+    skip: int = 0
+
+
 @dataclass(frozen=True)
 class VideoIndex:
-    """The frames of a video file, found by reading its packets; frame ``i`` is the i-th in order of display.
+    """The frames of a video file; frame ``i`` is the i-th that its decoder gives from the start, which is the order of display.
 
     Attributes:
         count: number of frames, counted, whatever the header says; decoding may find fewer (`VideoError.decodable`).
-        pts: presentation time of every frame, ascending, in units of ``time_base``. A file without usable times has
-            0, 1, 2, ... in units of one frame at its average rate.
-        key_frames: frame numbers of the key frames, ascending.
+        pts: presentation time of every frame, ascending, in units of ``time_base``. Where the file's clock goes back, as in
+            recordings joined end to end, times go on as if it did not. A file without times has 0, 1, 2, ... in units of one
+            frame at its average rate.
+        key_frames: numbers of the frames that decoding is proven to give right if it begins there, ascending.
         codec: FFmpeg's name of the codec: ``h264``, ``hevc``, ``vp9``, ``av1``, ...
         pix_fmt: FFmpeg's name of the pixel format in the file.
         width, height: pixels as displayed, after rotation (non-square pixels are not stretched).
         rotation: degrees counter-clockwise, 0, 90, 180 or 270, that the stored picture is turned by for display.
         time_base: seconds per unit of ``pts``.
-        sequential: frames cannot be found by their pts (missing, repeated, or not starting with a key frame), so that
-            decoding starts at the first frame and counts.
+        counted: why frames are not found by their times but counted, from the last of ``key_frames`` on; None where each packet
+            is proven to be one frame, shown at its own time.
         skipped: packets that the container says not to show, as an edit list does; they are not counted.
         damage: what is visibly wrong with a file that decodes all the same, e.g. that it is truncated; else None.
+        marks: how to get to each of ``key_frames``.
+        mirrored: the picture is mirrored left to right for display, after it was turned.
+        stream: the number of the video's stream in the file: the one marked default, else the first with motion.
+        streams: how many streams of video, cover pictures included, the file has.
+        pixel_aspect: width of a pixel by its height, as displayed; 1 if they are square or the file does not say.
+        color_space, color_range: the matrix from YUV to RGB and the range of its values, as numbered by ITU-T H.273 (1: BT.709, 2:
+            not told, 5 and 6: BT.601, 9: BT.2020) and FFmpeg (0: not told, 1: 16 to 235, 2: 0 to 255).
     """
 
     count: int
@@ -43,9 +65,16 @@ class VideoIndex:
     height: int
     rotation: int
     time_base: Fraction
-    sequential: bool = False
+    counted: str | None = None
     skipped: int = 0
     damage: str | None = None
+    marks: tuple[Mark, ...] = ()
+    mirrored: bool = False
+    stream: int = 0
+    streams: int = 1
+    pixel_aspect: Fraction = Fraction(1)
+    color_space: int = 2
+    color_range: int = 0
 
     def seconds(self, indices: Iterable[int]) -> list[float]:
         """Presentation times, in seconds, of the frames ``indices``."""

@@ -58,7 +58,7 @@ def test_exactly_the_frames_asked_for(tmp_path: Path, kind: str) -> None:
     table = index(path)
     assert table.count == count
     assert table.rotation == FILES[kind][1].get("rotation", 0)
-    assert table.sequential == (kind in COUNTS_FROM_THE_START)
+    assert (table.counted is not None) == (kind in COUNTS_FROM_THE_START)
     assert table.damage is None
     truth = decode_all(path, table.rotation)
     assert truth.shape[1:3] == (table.height, table.width)
