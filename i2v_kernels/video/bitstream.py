@@ -315,12 +315,11 @@ class HevcPictures(NalPictures):
             bits.hevc_profile(deeper)
             if self.keep(33, bits.golomb(), unit):
                 self._sequence(bits, deeper)
-        elif kind == 34:
-            if self.keep(34, bits.golomb(), unit):
-                bits.golomb(), bits.read(1)
-                if bits.read(1):
-                    raise UnprovableError("H.265 pictures that may not be output")
-                self.extra_bits = bits.read(3)
+        elif kind == 34 and self.keep(34, bits.golomb(), unit):
+            bits.golomb(), bits.read(1)
+            if bits.read(1):
+                raise UnprovableError("H.265 pictures that may not be output")
+            self.extra_bits = bits.read(3)
         if sum(kind == 33 for kind, _ in self.sets) > 1:
             raise UnprovableError("it has more than one sequence parameter set")
 

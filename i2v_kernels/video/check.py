@@ -36,6 +36,8 @@ class Found:
         reason: why it is not "ok".
         longest_gap: frames from a key frame to the next, at most.
         decodes: frames that are decoded for a clip of 8 spread over the video.
+        counted: why its frames are counted and not found by their times (see `VideoIndex`), or None.
+        pixel_aspect: width of a pixel by its height.
         dali: why DALI would leave it to PyAV on a GPU, or None.
     """
 
@@ -53,6 +55,10 @@ class Found:
     key_frames: int = 0
     longest_gap: int = 0
     decodes: int = 0
+    counted: str | None = None
+    mirrored: bool = False
+    stream: int = 0
+    pixel_aspect: float = 1.0
     dali: str | None = None
 
 
@@ -72,11 +78,14 @@ def check_file(path: Path, index: Callable[[Path], VideoIndex], thorough: bool =
     # whole frames in a coarse unit of time are a unit apart now and then
     found.variable_rate = bool(gaps) and max(gaps) > 1.5 * min(gaps) and max(gaps) - min(gaps) > 1
     found.key_frames, found.longest_gap = len(table.key_frames), max(b - a for a, b in pairwise(keys))
-    found.decodes, found.dali = decoded_for(table), dali.why_not(table, "cuda")
+    found.decodes, found.dali = decoded_for(table.count, table.key_frames), dali.why_not(table, "cuda")
+    found.counted, found.mirrored, found.stream = table.counted, table.mirrored, table.stream
+    found.pixel_aspect = float(table.pixel_aspect)
     if table.damage is not None:
         found.state, found.reason = "part", table.damage
     try:
-        wanted = range(table.count) if thorough else sorted({0, table.count // 2, table.count - 1})
+        # A file whose frames are counted was decoded whole for its index.
+        wanted = range(table.count) if thorough and table.counted is None else sorted({0, table.count // 2, table.count - 1})
         for first in range(0, len(wanted), 64):
             decode(path, wanted[first : first + 64], (16, 16), index=table)
     except VideoError as error:
@@ -84,12 +93,10 @@ def check_file(path: Path, index: Callable[[Path], VideoIndex], thorough: bool =
     return found
 
 
-def decoded_for(table: VideoIndex, spacing: int | None = None) -> int:
-    """Frames that are decoded for a clip of `CLIP`; ``spacing``: if key frames were so far apart."""
-    keys: Sequence[int] = table.key_frames if spacing is None else range(0, table.count, spacing)
-    keys = (0,) if table.sequential and spacing is None else keys
+def decoded_for(count: int, keys: Sequence[int]) -> int:
+    """Frames that are decoded for a clip of `CLIP` of ``count``, where decoding can begin at ``keys``."""
     reached, total = -1, 0
-    for i in tsn_test(table.count, CLIP):
+    for i in tsn_test(count, CLIP):
         key = keys[bisect_right(keys, i) - 1] if keys and keys[0] <= i else 0
         total += max(i - max(key, reached + 1) + 1, 0)
         reached = i
@@ -157,7 +164,7 @@ def advice(found: Sequence[Found]) -> list[str]:
     far = [one for one in usable if one.longest_gap > 2 * SPACING]
     if far:
         now = statistics.median(one.decodes for one in far)
-        then = statistics.median(_respaced(one) for one in far)
+        then = statistics.median(decoded_for(one.frames, range(0, one.frames, SPACING)) for one in far)
         lines.append(
             f"Key frames: {len(far)} files have more than {2 * SPACING} frames from one to the next. A clip of {CLIP} frames "
             f"costs {now:.0f} decoded frames (median); with a key frame every {SPACING} it would cost {then:.0f}:\n"
@@ -165,8 +172,20 @@ def advice(found: Sequence[Found]) -> list[str]:
         )
     else:
         lines.append(f"Key frames: at most {2 * SPACING} frames apart everywhere; nothing to gain.")
-    if turned := sum(one.rotation != 0 for one in usable):
-        lines.append(f"Rotation: {turned} files are stored turned; loaders turn them back.")
+    counted = [one for one in usable if one.counted is not None]
+    if counted:
+        frames, cost = (statistics.median(getattr(one, name) for one in counted) for name in ("frames", "decodes"))
+        why = Counter(one.counted for one in counted).most_common(5)
+        lines.append(
+            f"Seeking: in {len(counted)} files it is not proven to lead to the frame that is meant, so frames are counted. Its "
+            f"index costs decoding the file, {frames:.0f} frames (median; --index-cache keeps it), a clip of {CLIP} another "
+            f"{cost:.0f}:\n  " + "\n  ".join(f"{reason} ({number})" for reason, number in why)
+        )
+    if turned := sum(one.rotation != 0 or one.mirrored for one in usable):
+        lines.append(f"Rotation: {turned} files are stored turned or mirrored; loaders turn them back.")
+    if stretched := Counter(round(one.pixel_aspect, 3) for one in usable if one.pixel_aspect != 1):
+        told = ", ".join(f"{aspect:g} times as wide as high ({number})" for aspect, number in stretched.most_common(3))
+        lines.append(f"Pixels: those of {sum(stretched.values())} files are not square, {told}; frames are not stretched.")
     if variable := sum(one.variable_rate for one in usable):
         lines.append(f"Frame rate: {variable} files vary theirs; sampling='time' keeps the pace of motion.")
     reasons = Counter(one.dali for one in usable if one.dali)
@@ -174,11 +193,6 @@ def advice(found: Sequence[Found]) -> list[str]:
         told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
         lines.append(f"On a GPU, DALI leaves {sum(reasons.values())} files to the CPU: {told}.")
     return lines
-
-
-def _respaced(one: Found) -> int:
-    plain = VideoIndex(one.frames, (), (), "", "", 1, 1, 0, None, False)  # type: ignore[arg-type]
-    return decoded_for(plain, SPACING)
 
 
 def _size(one: Found) -> str:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 from zlib import crc32
@@ -94,14 +95,16 @@ def packets_from(container: Any, stream: Any, mark: Mark) -> Iterator[Any]:
 def decoded(packets: Iterable[Any], stream: Any, trouble: Callable[[Exception], None] = lambda error: None) -> Iterator[Any]:
     """All frames of the packets, as the decoder gives them; it goes on behind what it cannot decode, and tells ``trouble``."""
     for packet in packets:
-        try:
-            yield from packet.decode()
-        except failures() as error:
-            trouble(error)
+        yield from _given(packet.decode, trouble)
+    yield from _given(partial(stream.codec_context.decode, None), trouble)
+
+
+def _given(decode: Callable[[], list[Any]], trouble: Callable[[Exception], None]) -> list[Any]:
     try:
-        yield from stream.codec_context.decode(None)
+        return decode()
     except failures() as error:
         trouble(error)
+        return []
 
 
 def _not_a_file(path: StrPath) -> str | None:

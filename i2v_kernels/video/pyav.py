@@ -1,8 +1,8 @@
 """The default decoder: PyAV (FFmpeg's libraries in one wheel), frame exact, one thread.
 
-`PyAVDecoder.index` reads all packets once, and where these do not prove enough decodes the file (see `scan`). `PyAVDecoder.decode`
-seeks to the key frame before each wanted frame and decodes up to it. Where that fails all the same, because the file has changed
-or is damaged, the clip is decoded again from the first frame, by counting.
+`PyAVDecoder.index` reads all packets once, and where these do not prove enough decodes the file (see `scan`).
+`PyAVDecoder.decode` seeks to the key frame before each wanted frame and decodes up to it. Where that fails all the same,
+because the file has changed or is damaged, the clip is decoded again from the first frame, by counting.
 """
 
 from __future__ import annotations

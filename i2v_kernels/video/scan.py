@@ -1,7 +1,7 @@
 """The index of a file: which frames it has, when each is shown, and from where each can be decoded for certain.
 
-The packets are read once. Where these prove (see `bitstream`) that each is one frame, shown at its own time, frames are found by
-their times behind a key frame. Every other file is decoded once, and its frames are counted (see `counting`).
+The packets are read once. Where these prove (see `bitstream`) that each is one frame, shown at its own time, frames are found
+by their times behind a key frame. Every other file is decoded once, and its frames are counted (see `counting`).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor
 
 StrPath = str | os.PathLike[str]
 Size = int | tuple[int, int] | None
+VERSION = 2  # of how an index is made: stored ones of another are made anew
 
 
 class Mark(NamedTuple):
@@ -52,8 +53,8 @@ class VideoIndex:
         stream: the number of the video's stream in the file: the one marked default, else the first with motion.
         streams: how many streams of video, cover pictures included, the file has.
         pixel_aspect: width of a pixel by its height, as displayed; 1 if they are square or the file does not say.
-        color_space, color_range: the matrix from YUV to RGB and the range of its values, as numbered by ITU-T H.273 (1: BT.709, 2:
-            not told, 5 and 6: BT.601, 9: BT.2020) and FFmpeg (0: not told, 1: 16 to 235, 2: 0 to 255).
+        color_space: the matrix from YUV to RGB, as ITU-T H.273 numbers it: 1 is BT.709, 2 not told, 5 and 6 BT.601, 9 BT.2020.
+        color_range: that of the values, as FFmpeg numbers them: 0 is not told, 1 from 16 to 235, 2 from 0 to 255.
     """
 
     count: int

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import av
-import numpy as np
 import torch
 
 from .clips import coded_frames, encode
+from .field_writer import write_fields
 
 COUNT = 40
-Change = Callable[[Path, Path], None]
+Make = Callable[[Path], Path]  # writes the file, a name without its suffix
 
-X265 = {"preset": "ultrafast", "g": "12"}
-QUICK = {"deadline": "realtime", "cpu-used": "8"}
+_REALTIME = {"deadline": "realtime", "cpu-used": "8", "g": "12"}
+_HIDDEN = {"auto-alt-ref": "1", "lag-in-frames": "12", "cpu-used": "5", "g": "12"}  # frames to predict from, never shown
+_X265 = "log-level=none:keyint=12:scenecut=0"
 CODECS: dict[str, tuple[str, dict[str, str]]] = {
     "h264 no b": ("libx264", {"g": "8", "bf": "0"}),
     "h264 b": ("libx264", {"g": "9", "bf": "2"}),
@@ -23,106 +26,148 @@ CODECS: dict[str, tuple[str, dict[str, str]]] = {
     "h264 open": ("libx264", {"x264-params": "open-gop=1:keyint=10:min-keyint=1:bframes=3:scenecut=0"}),
     "h264 refresh": ("libx264", {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}),
     "h264 interlaced": ("libx264", {"g": "9", "bf": "2", "x264-params": "tff=1"}),
-    "hevc no b": ("libx265", {**X265, "x265-params": "log-level=none:bframes=0:scenecut=0"}),
-    "hevc closed": ("libx265", {**X265, "x265-params": "log-level=none:bframes=3:open-gop=0:keyint=12"}),
-    "hevc open": ("libx265", {**X265, "x265-params": "log-level=none:bframes=3:open-gop=1:keyint=12"}),
-    "vp8": ("libvpx", {**QUICK, "g": "12"}),
-    "vp8 hidden": ("libvpx", {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "12", "cpu-used": "5"}),
-    "vp9": ("libvpx-vp9", {**QUICK, "g": "12"}),
-    "vp9 hidden": ("libvpx-vp9", {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "12", "cpu-used": "5"}),
+    "hevc no b": ("libx265", {"preset": "ultrafast", "x265-params": f"{_X265}:bframes=0"}),
+    "hevc": ("libx265", {"preset": "ultrafast", "x265-params": f"{_X265}:bframes=3:open-gop=0"}),
+    "hevc open": ("libx265", {"preset": "ultrafast", "x265-params": f"{_X265}:bframes=3:open-gop=1"}),
+    "vp8": ("libvpx", _REALTIME),
+    "vp8 hidden": ("libvpx", _HIDDEN),
+    "vp9": ("libvpx-vp9", _REALTIME),
+    "vp9 hidden": ("libvpx-vp9", _HIDDEN),
     "av1": ("libsvtav1", {"g": "12", "preset": "12", "svtav1-params": "lp=1"}),
     "mpeg1": ("mpeg1video", {"g": "9", "bf": "2"}),
     "mpeg2 no b": ("mpeg2video", {"g": "9", "bf": "0"}),
     "mpeg2": ("mpeg2video", {"g": "9", "bf": "2"}),
     "mpeg4 no b": ("mpeg4", {"g": "9", "bf": "0"}),
     "mpeg4": ("mpeg4", {"g": "9", "bf": "2"}),
-    "mpeg4 one b": ("mpeg4", {"g": "9", "bf": "1"}),
+    "mpeg4 one b": ("mpeg4", {"g": "12", "bf": "1"}),
     "msmpeg4": ("msmpeg4", {"g": "9"}),
-    "wmv": ("wmv2", {"g": "9"}),
-    "h263": ("h263p", {"g": "9"}),
+    "wmv2": ("wmv2", {"g": "9"}),
     "flv1": ("flv", {"g": "9"}),
     "mjpeg": ("mjpeg", {"pix_fmt": "yuvj420p"}),
-    "ffv1": ("ffv1", {"g": "1"}),
-    "ffv1 gop": ("ffv1", {"g": "9"}),
+    "ffv1": ("ffv1", {"g": "9"}),
     "huffyuv": ("ffvhuff", {}),
     "prores": ("prores_ks", {"pix_fmt": "yuv422p10le"}),
     "raw": ("rawvideo", {}),
 }
 CONTAINERS = {
-    "mp4": "h264 no b,h264 b,h264 pyramid,h264 open,h264 refresh,h264 interlaced,hevc no b,hevc closed,hevc open,vp9,vp9 hidden,av1,"
-    "mpeg4 no b,mpeg4,mpeg2,mjpeg",
-    "mkv": "h264 no b,h264 b,h264 pyramid,h264 open,h264 refresh,h264 interlaced,hevc closed,hevc open,vp8 hidden,vp9 hidden,av1,"
-    "mpeg1,mpeg2,mpeg4,msmpeg4,wmv,mjpeg,ffv1,ffv1 gop,huffyuv,prores,raw",
+    "mp4": "h264 no b,h264 b,h264 pyramid,h264 open,h264 refresh,h264 interlaced,hevc no b,hevc,hevc open,vp9 hidden,av1,"
+    "mpeg4,mpeg2,mjpeg",
+    "mkv": "h264 b,h264 pyramid,h264 open,h264 refresh,hevc open,vp8 hidden,vp9,av1,mpeg1,mpeg2,mpeg4,msmpeg4,mjpeg,ffv1,"
+    "prores",
     "webm": "vp8,vp8 hidden,vp9,vp9 hidden,av1",
-    "mov": "h264 b,mpeg4,mjpeg,prores,h263",
-    "avi": "h264 no b,h264 b,h264 pyramid,vp8,vp8 hidden,mpeg1,mpeg2,mpeg4 no b,mpeg4,mpeg4 one b,msmpeg4,wmv,mjpeg,ffv1 gop,huffyuv,raw",
-    "ts": "h264 no b,h264 b,h264 pyramid,h264 open,h264 refresh,h264 interlaced,hevc closed,hevc open,mpeg1,mpeg2 no b,mpeg2,mpeg4",
-    "m2ts": "h264 b,mpeg2",
+    "mov": "h264 b,mpeg4,prores",
+    "avi": "h264 no b,h264 b,h264 pyramid,vp8,vp8 hidden,mpeg1,mpeg2,mpeg4 no b,mpeg4,msmpeg4,wmv2,mjpeg,ffv1,huffyuv,raw",
+    "ts": "h264 no b,h264 b,h264 pyramid,h264 open,h264 refresh,h264 interlaced,hevc,hevc open,mpeg1,mpeg2,mpeg4",
     "mpg": "mpeg1,mpeg2 no b,mpeg2",
-    "vob": "mpeg2",
     "flv": "flv1,h264 no b,h264 b",
-    "wmv": "msmpeg4,wmv,mpeg4,h264 b",
+    "wmv": "msmpeg4,wmv2,mpeg4,h264 b",
     "ogg": "vp8",
     "ivf": "vp8 hidden,vp9 hidden,av1",
-    "nut": "h264 b,mpeg4",
+    "nut": "h264 b",
     "h264": "h264 b,h264 open",
     "hevc": "hevc open",
-    "m4v": "mpeg4",
     "m2v": "mpeg2",
-    "m1v": "mpeg1",
     "mxf": "mpeg2",
-    "3gp": "h264 b",
 }
 
 
-def remux(source: Path, target: Path, *, first: int = 0, invented: bool = False, flags: dict[str, str] | None = None) -> Path:
-    """A copy of the packets from ``first`` on; ``invented``: they are shown when they are decoded, says the copy."""
-    with av.open(str(source)) as old, av.open(str(target), "w", options=flags or {}) as new:
+def coded(codec: str, suffix: str, target: Path, count: int = COUNT) -> Path:
+    name, options = CODECS[codec]
+    return encode(target.with_suffix(f".{suffix}"), coded_frames(count), name, **options)
+
+
+def remuxed(source: Make, suffix: str, target: Path, *, first: int = 0, invented: bool = False) -> Path:
+    """The packets from ``first`` on in another container; ``invented``: that says they are shown when they are decoded."""
+    path = target.with_suffix(f".{suffix}")
+    with av.open(str(source(target.with_name("source")))) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
-        for number, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
-            if number < first:
-                continue
+        for packet in [packet for packet in old.demux(video=0) if packet.size][first:]:
             packet.stream = stream
-            if invented:
-                packet.pts = packet.dts
+            packet.pts = packet.dts if invented else packet.pts
             new.mux(packet)
-    return target
+    return path
 
 
-def packed(source: Path, target: Path) -> Path:
-    """DivX's and XviD's way to have B-frames in AVI: in the packet of the frame behind it, and then a packet of nothing."""
-    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+def packed(target: Path) -> Path:
+    """DivX's and XviD's B-frames in AVI: each in the packet of a frame that it is predicted from; an empty frame follows."""
+    start = b"\0\0\1\xb6"
+    path = target.with_suffix(".avi")
+    with av.open(str(coded("mpeg4 one b", "avi", target.with_name("unpacked")))) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
-        stream.codec_context.codec_tag = "XVID"
-        packets = [bytes(packet) for packet in old.demux(video=0) if packet.size]
-        name = b"\0\0\1\xb2DivX503b1393p"
-        head = packets[0].index(b"\0\0\1\xb6")
-        packets[0] = packets[0][:head] + name + packets[0][head:]
-        empty = b"\0\0\1\xb6" + bytes([0x50, 0, 0x1F])
-        out: list[bytes] = []
-        for data in packets:
-            kind = data[data.index(b"\0\0\1\xb6") + 4] >> 6
-            if kind == 2:
-                out[-1] += data
-                out.append(empty)
+        packets = [(bytes(packet), packet.is_keyframe) for packet in old.demux(video=0) if packet.size]
+        head = packets[0][0].index(start)
+        packets[0] = packets[0][0][:head] + b"\0\0\1\xb2DivX503b1393p" + packets[0][0][head:], True
+        out: list[tuple[bytes, bool]] = []
+        for data, key in packets:
+            if data[data.index(start) + 4] >> 6 == 2:
+                out[-1] = out[-1][0] + data, out[-1][1]
+                out.append((start + b"\x50\0\x1f", False))
             else:
-                out.append(data)
-        for i, data in enumerate(out):
+                out.append((data, key))
+        for i, (data, key) in enumerate(out):
             packet = av.Packet(data)
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, i, i, stream.time_base
+            packet.is_keyframe = key
             new.mux(packet)
-    return target
+    return path
+
+
+def joined(first: Make, second: Make, target: Path) -> Path:
+    """One file behind the other, as they are: the clock goes back."""
+    one, other = first(target.with_name("one")), second(target.with_name("other"))
+    path = target.with_suffix(one.suffix)
+    path.write_bytes(one.read_bytes() + other.read_bytes())
+    return path
+
+
+def cut(source: Make, target: Path, packets: int = 3) -> Path:
+    """A transport stream that lost its end."""
+    path = source(target)
+    path.write_bytes(path.read_bytes()[: -188 * packets])
+    return path
+
+
+FAMILIES: dict[str, Make] = {
+    f"{codec}, {container}": partial(coded, codec, container)
+    for container, codecs in CONTAINERS.items()
+    for codec in codecs.split(",")
+}
+FAMILIES |= {"packed, avi": packed, "fields, mkv": write_fields}
+FAMILIES |= {f"packed, avi copied to {suffix}": partial(remuxed, packed, suffix) for suffix in ("mp4", "mkv", "mov")}
+for _codec, _from, _to in (
+    ("h264 b", "avi", "mp4"), ("h264 b", "avi", "mkv"), ("h264 pyramid", "avi", "mov"), ("h264 b", "ts", "mp4"),
+    ("hevc open", "ts", "mkv"), ("mpeg4", "avi", "mp4"), ("mpeg2", "ts", "mkv"),
+):  # fmt: skip
+    FAMILIES[f"{_codec}, {_from} copied to {_to}"] = partial(remuxed, partial(coded, _codec, _from), _to)
+    FAMILIES[f"{_codec}, {_from} copied to {_to} with its order of decoding"] = partial(
+        remuxed, partial(coded, _codec, _from), _to, invented=True
+    )
+for _codec, _suffix in (
+    ("h264 b", "mp4"), ("h264 open", "mkv"), ("hevc open", "mp4"), ("h264 b", "ts"), ("hevc open", "ts"), ("mpeg2", "ts"),
+    ("mpeg4", "avi"), ("mpeg2", "mpg"), ("vp8", "webm"), ("vp9", "webm"), ("h264 b", "flv"), ("h264 refresh", "mp4"),
+    ("h264 b", "avi"), ("msmpeg4", "wmv"),
+):  # fmt: skip
+    FAMILIES[f"{_codec}, {_suffix} from its sixth packet"] = partial(remuxed, partial(coded, _codec, _suffix), _suffix, first=5)
+for _codec, _suffix in (
+    ("h264 b", "ts"), ("h264 open", "ts"), ("hevc open", "ts"), ("mpeg2", "ts"), ("mpeg4", "ts"), ("mpeg2", "mpg"),
+    ("h264 b", "h264"), ("vp8", "ogg"), ("h264 b", "mkv"), ("vp9", "webm"),
+):  # fmt: skip
+    _whole = partial(coded, _codec, _suffix)
+    FAMILIES[f"{_codec}, {_suffix} joined"] = partial(joined, _whole, _whole)
+    _rest = partial(remuxed, _whole, _suffix, first=5)
+    FAMILIES[f"{_codec}, {_suffix} joined with its sixth packet"] = partial(joined, _whole, _rest)
+for _codec in ("h264 b", "mpeg2"):
+    _whole = partial(coded, _codec, "ts")
+    FAMILIES[f"{_codec}, ts joined where it breaks off"] = partial(joined, partial(cut, _whole), _whole)
 
 
 def truth(path: Path, stream: int = 0) -> list[torch.Tensor]:
-    """Every frame that the decoder gives from the start, as the ffmpeg program does."""
+    """Every frame that the decoder gives from the start, whatever it cannot decode on the way."""
     images = []
     with av.open(str(path)) as file:
         video = file.streams.video[stream]
         video.codec_context.thread_count = 1
         for packet in [*(packet for packet in file.demux(video) if packet.size), None]:
-            try:
+            with suppress(av.FFmpegError, ValueError):
                 images += [frame.to_ndarray(format="rgb24") for frame in video.codec_context.decode(packet)]
-            except av.FFmpegError:
-                continue
     return [torch.from_numpy(image) for image in images]

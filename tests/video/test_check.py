@@ -65,14 +65,31 @@ def test_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 
 def test_thorough_finds_what_three_frames_do_not(tmp_path: Path) -> None:
-    path = encode(tmp_path / "a.mp4", coded_frames(60), g="4", bf="0")
+    """Damage behind what the index reads of a picture."""
+    path = encode(tmp_path / "a.mp4", coded_frames(60), "libvpx-vp9", g="4", deadline="realtime", **{"cpu-used": "8"})
     data = bytearray(path.read_bytes())
     offset, size = packet_places(path)[41]
-    data[offset : offset + size] = b"\xff" * size
+    data[offset + 12 : offset + size] = b"\xff" * (size - 12)
     path.write_bytes(data)
     assert check_file(path, index).state == "ok"
     found = check_file(path, index, thorough=True)
     assert (found.state, found.reason.split(":")[0]) == ("part", "only the first 41 of 60 frames decode")
+
+
+def test_files_that_are_counted_are_told_with_their_price(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    encode(tmp_path / "a.avi", coded_frames(60), "mpeg4", g="12", bf="2")
+    encode(tmp_path / "b.ts", coded_frames(60), g="12", bf="2")
+    encode(tmp_path / "c.mp4", coded_frames(60), g="12", bf="2")
+    assert main(["check", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    price = tsn_test(60, CLIP)[-1] + 1
+    for line in (
+        "Seeking: in 2 files it is not proven to lead to the frame that is meant, so frames are counted.",
+        f"costs decoding the file, 60 frames (median; --index-cache keeps it), a clip of {CLIP} another {price}:",
+        "avi files do not store the time of each frame (1)",
+        "mpegts files do not store the time of each frame (1)",
+    ):
+        assert line in text, text
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -85,10 +102,10 @@ def test_bad_file(kind: str, tmp_path: Path) -> None:
 def test_cost_of_a_clip(tmp_path: Path) -> None:
     """Counted by hand: from each key frame, or from the frame decoded last, to each frame wanted."""
     wanted = tsn_test(50, CLIP)
-    assert decoded_for(index(make(tmp_path, "h264 one gop")[0])) == wanted[-1] + 1
-    table = index(make(tmp_path, "h264 tiny gop")[0])
-    assert decoded_for(table) == sum(1 + i % 2 for i in wanted)
-    assert decoded_for(table, 10) == sum(i - max(i // 10 * 10, last + 1) + 1 for last, i in zip([-1, *wanted], wanted))
+    assert decoded_for(50, index(make(tmp_path, "h264 one gop")[0]).key_frames) == wanted[-1] + 1
+    assert decoded_for(50, index(make(tmp_path, "h264 tiny gop")[0]).key_frames) == sum(1 + i % 2 for i in wanted)
+    pairs = zip([-1, *wanted], wanted)
+    assert decoded_for(50, range(0, 50, 10)) == sum(i - max(i // 10 * 10, last + 1) + 1 for last, i in pairs)
 
 
 def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -5,6 +5,7 @@ Without a GPU DALI decodes VP8, VP9 and MJPEG; the code that a GPU runs is the s
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import random
 from dataclasses import replace
@@ -155,8 +156,11 @@ def test_what_goes_to_nvdec(tmp_path: Path) -> None:
         ({"height": 32}, "size 320 x 32"),
         ({"height": 255}, "size 320 x 255"),
         ({"skipped": 5}, "5 packets are not to be shown"),
-        ({"sequential": True}, "frames cannot be found by their times"),
+        ({"counted": "why"}, "frames cannot be found by their times"),
         ({"damage": "truncated"}, "truncated"),
+        ({"streams": 2}, "2 video streams"),
+        ({"color_space": 1}, "colours other than BT.601 of 16 to 235 (matrix 1, range 0)"),
+        ({"color_range": 2}, "colours other than BT.601 of 16 to 235 (matrix 2, range 2)"),
     ):
         assert backend.why_not(replace(table, **change), "cuda") == reason
     assert backend.why_not(replace(table, codec="hevc", pix_fmt="yuv420p10le"), "cuda") is None
@@ -179,9 +183,10 @@ def test_without_the_drivers_video_library(monkeypatch: pytest.MonkeyPatch) -> N
 def test_crops_of_turned_frames() -> None:
     """What is cropped before a turn is what would have been after it."""
     stored = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 20, 30, 3), np.uint8))
-    for rotation in (0, 90, 180, 270):
+    for rotation, mirrored in itertools.product((0, 90, 180, 270), (False, True)):
         shown = torch.rot90(stored, rotation // 90, (1, 2))
-        table = type("", (), {"rotation": rotation})()
+        shown = shown.flip(2) if mirrored else shown
+        table = type("", (), {"rotation": rotation, "mirrored": mirrored})()
         plan = backend.ClipPlan("", table, [0], tuple(shown.shape[1:3]), (3, 5), True, None)
         job = backend.Job.of(plan, (11, 7))
         (top, left), (height, width) = job.corner, job.shape
