@@ -93,7 +93,7 @@ class IndexCache:
         row = self._run(query, os.fsencode(key), *(stamp or (-1, -1)), self._version)
         try:
             return None if row is None else unpack(row[0])
-        except (ValueError, TypeError, KeyError, zlib.error):
+        except (ValueError, TypeError, KeyError, AttributeError, zlib.error):
             return None  # damaged: read again and written over
 
     def _store(self, key: str, stamp: Stamp, index: VideoIndex) -> None:

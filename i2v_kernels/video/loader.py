@@ -14,7 +14,7 @@ import torch
 
 from .backends import choose_backend
 from .batch import Batch, Report
-from .errors import VideoError
+from .errors import VideoError, shown
 from .plan import Plan, Request
 from .pool import Pool, Stalled
 from .reader import ClipReader, Result
@@ -63,8 +63,8 @@ class ClipLoader:
 
     Attributes:
         videos: list of `Video` (path, label, caption). classes: their names, empty if labels are numbers or absent.
-        left_out: what lies in the folder and is not used, (path, kind, reason); warned of when the loader is made, and in
-            `report` where it looks like a video, as a link to a file that is not there.
+        left_out: what lies in the folder and is not used, (path, kind, reason, files); warned of when the loader is made, and
+            in `report` where it looks like a video, as a link to a file that is not there.
         epoch: as set by `set_epoch`. backend: (name, reason).
 
     Raises:
@@ -214,7 +214,7 @@ class ClipLoader:
 
     def _stalled(self) -> str:
         request = next(self.plan(self._position), None)
-        names = [self.videos[entry.item].path for entry in request.entries] if request else []
+        names = [shown(self.videos[entry.item].path) for entry in request.entries] if request else []
         return (
             f"ClipLoader: no batch for {self._stall:g} s (stall_seconds). The next is number {self._position} of epoch "
             f"{self.epoch}, of {', '.join(names)}. If these files are merely slow to read, allow more."

@@ -23,11 +23,14 @@ class Video(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A file or folder that is not used: ``kind`` is its suffix, or "hidden", ...; ``reason`` is there where that is a loss."""
+    """What is not used: ``files`` of a ``kind`` (a suffix, "hidden", ...), ``path`` the first of them; or one alone, with the
+    ``reason`` that it is a loss.
+    """
 
     path: str
     kind: str
     reason: str = ""
+    files: int = 1
 
 
 class Sources(NamedTuple):
@@ -53,6 +56,8 @@ def read_sources(sources: Any) -> Sources:
         if not path.exists():
             why = f"dangling link to {shown(os.readlink(path))}" if path.is_symlink() else "no such folder or file"
             raise FileNotFoundError(f"sources: {why}: {shown(path)}")
+        if not path.is_file():
+            raise ValueError(f"sources: neither a folder nor a file: {shown(path)}")
         if named_like_a_video(path.name):
             return Sources([Video(str(path))])
         rows = read_table(path)
@@ -71,93 +76,109 @@ def read_sources(sources: Any) -> Sources:
     return Sources([Video(row.path, label, row.caption) for row, label in zip(rows, labels)], names)
 
 
-def walk(folder: Path, seen: Iterable[tuple[int, int]] = ()) -> tuple[list[Path], list[LeftOut]]:
-    """Every file in a folder, at any depth and behind links, that is named like a video, sorted; and what else is there.
-
-    Each folder is entered once, however many links lead to it; ``seen`` are those that are not entered at all.
-    """
-    found: list[Path] = []
-    left: list[LeftOut] = []
-    entered, folders = set(seen), [folder]
-    links: list[Path] = []
-    while folders or links:
-        here = folders.pop() if folders else links.pop()  # under its own name rather than a link's
-        files, below, behind, more = _entries(here, entered)
-        found, left = found + files, left + more
-        folders, links = folders + below[::-1], links + behind[::-1]
-    return sorted(found), left
+def walk(folder: Path) -> tuple[list[Path], tuple[LeftOut, ...]]:
+    """Every file in a folder, at any depth and behind links, that is named like a video, sorted; and what else is there."""
+    left: dict[str, LeftOut] = {}
+    return _walk(folder, set(), left), tuple(left.values())
 
 
 def told(left_out: Sequence[LeftOut], where: str) -> str:
     """One line: how many files were left out, of which kinds, and what was lost."""
-    kinds = Counter(one.kind for one in left_out).most_common()
-    text = f"{len(left_out)} files left out of {shown(where)}: {', '.join(f'{kind} ({count})' for kind, count in kinds)}"
+    kinds: Counter[str] = Counter()
+    for one in left_out:
+        kinds[one.kind] += one.files
+    named = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
     lost = [f"{shown(one.path)}: {one.reason}" for one in left_out if one.reason]
-    return "; ".join([text, *lost[:5]]) + (f"; and {len(lost) - 5} more" if len(lost) > 5 else "")
+    more = [f"and {len(lost) - 5} more"] if len(lost) > 5 else []
+    return "; ".join([f"{kinds.total()} files left out of {shown(where)}: {named}", *lost[:5], *more])
 
 
-def _entries(folder: Path, entered: set[tuple[int, int]]) -> tuple[list[Path], list[Path], list[Path], list[LeftOut]]:
-    """Videos, folders, links to folders and the rest in a folder, in sorted order; nothing of one that was entered before."""
+def _walk(folder: Path, entered: set[tuple[int, int]], left: dict[str, LeftOut]) -> list[Path]:
+    """Each folder is entered once, however many links lead to it."""
+    found: list[Path] = []
+    folders: list[Path] = [folder]
+    links: list[Path] = []
+    while folders or links:
+        here = folders.pop() if folders else links.pop()  # under its own name rather than a link's
+        files, below, behind = _entries(here, entered, left)
+        found += files
+        folders, links = folders + below[::-1], links + behind[::-1]
+    return sorted(found)
+
+
+def _entries(
+    folder: Path, entered: set[tuple[int, int]], left: dict[str, LeftOut]
+) -> tuple[list[Path], list[Path], list[Path]]:
+    """Videos, folders and links to folders in a folder, in sorted order; nothing of one that was entered before."""
     files: list[Path] = []
     folders: list[Path] = []
     links: list[Path] = []
-    left: list[LeftOut] = []
     try:
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in entered:
-            return files, folders, links, [LeftOut(str(folder), "link to a folder that is read already")]
+            _leave(left, folder, "link to a folder that is read already")
+            return files, folders, links
         entered.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        return files, folders, links, [LeftOut(str(folder), "folder", f"cannot be read: {error.strerror}")]
+        _leave(left, folder, "folder", f"cannot be read: {error.strerror}")
+        return files, folders, links
     for entry in entries:
         path = folder / entry.name
         suffix = path.suffix.lower()
         try:
             is_folder, is_file = entry.is_dir(), entry.is_file()
         except OSError as error:  # a link to itself, for one
-            left.append(LeftOut(str(path), "link", f"cannot be read: {error.strerror}"))
+            _leave(left, path, "link", f"cannot be read: {error.strerror}")
             continue
         if entry.name.startswith("."):
-            left.append(LeftOut(str(path), "hidden"))
+            _leave(left, path, "hidden")
         elif is_folder:
             (links if entry.is_symlink() else folders).append(path)
         elif suffix and suffix not in SUFFIXES:
-            left.append(LeftOut(str(path), suffix))
-        elif entry.is_symlink() and not os.path.exists(path):
-            left.append(LeftOut(str(path), "link", f"dangling link to {shown(os.readlink(path))}"))
+            _leave(left, path, suffix)
+        elif entry.is_symlink() and not is_file and not os.path.exists(path):
+            _leave(left, path, "link", f"dangling link to {shown(os.readlink(path))}")
         elif not suffix:
-            left.append(LeftOut(str(path), "no suffix"))
+            _leave(left, path, "no suffix")
         elif is_file:
             files.append(path)
         else:
-            left.append(LeftOut(str(path), "no file", "neither a file nor a folder"))
-    return files, folders, links, left
+            _leave(left, path, "no file", "neither a file nor a folder")
+    return files, folders, links
+
+
+def _leave(left: dict[str, LeftOut], path: Path, kind: str, reason: str = "") -> None:
+    """Counted by kind: of single frames beside the videos there may be millions."""
+    key = f"{kind}/{path}" if reason else kind
+    old = left.get(key)
+    left[key] = LeftOut(str(path), kind, reason) if old is None else old._replace(files=old.files + 1)
 
 
 def _folder(root: Path) -> Sources:
     entered: set[tuple[int, int]] = set()
-    beside, folders, links, left = _entries(root, entered)
-    left += [LeftOut(str(path), "video beside the class folders") for path in beside]
+    left: dict[str, LeftOut] = {}
+    beside, folders, links = _entries(root, entered, left)
+    for path in beside:
+        _leave(left, path, "video beside the class folders")
     places = {plain_text(folder.name): folder for folder in (*folders, *links)}
     classes = sorted_names(tuple(places))
     videos: list[Video] = []
     empty: list[str] = []
     for label, name in enumerate(classes):
-        files, beneath = walk(places[name], entered)
-        left += beneath
+        files = _walk(places[name], set(entered), left)
         videos += [Video(str(path), label) for path in files]
         if not files:
-            empty.append(name)
+            empty.append(shown(name))
+    text = told(tuple(left.values()), str(root)) if left else ""
     if not videos:
-        more = f"; {told(left, str(root))}" if left else ""
-        raise ValueError(f"sources: no class folders with videos in {shown(root)}{more}")
+        raise ValueError(f"sources: no class folders with videos in {shown(root)}{'; ' if text else ''}{text}")
     if left:
-        warnings.warn(f"ClipLoader: {told(left, str(root))}", stacklevel=4)
+        warnings.warn(f"ClipLoader: {text}", stacklevel=4)
     if empty:
         warnings.warn(f"ClipLoader: class folders of {shown(root)} without a video: {', '.join(empty)}", stacklevel=4)
-    return Sources(videos, classes, left)
+    return Sources(videos, classes, tuple(left.values()))
 
 
 def _entry(source: Any, where: str) -> Row:

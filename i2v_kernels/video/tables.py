@@ -17,16 +17,21 @@ from .labels import Row
 
 # What a column may be called, without regard to case, spaces, "_", "-" and "."; of two, the one in the earlier line is taken.
 PATHS = (
-    "path paths file files filename filepath fname videopath videofile videofilename clippath clipfile source src uri mp4 avi",
-    "video videos clip clips videoname clipname",
-    "videoid clipid vid id name",
+    "path paths file files filename filepath fname videopath videofile videofilename videofilepath clippath clipfile "
+    "clipfilename fullpath relpath relativepath abspath source src uri mp4 avi",
+    "video videos clip clips vid videoname clipname",
+    "videoid clipid id name",
 )
 LABELS = (
-    "label labels class classes target targets y category categories action activity gt groundtruth tag",
-    "labelname classname categoryname actionname",
-    "labelid labelidx labelindex classid classidx classindex targetid categoryid actionid",
+    "label labels class classes target targets y category categories action activity gt groundtruth tag classlabel actionlabel "
+    "targetlabel videolabel",
+    "labelname classname categoryname actionname activityname",
+    "labelid labelidx labelindex classid classidx classindex targetid categoryid actionid activityid",
 )
-CAPTIONS = ("caption captions text sentence sentences description descriptions", "title narration transcript query prompt")
+CAPTIONS = (
+    "caption captions text texts sentence sentences description descriptions",
+    "title narration transcript query prompt",
+)
 _ROLES = {"path": PATHS, "label": LABELS, "caption": CAPTIONS}
 _KNOWN = {name: (role, rank) for role, ranks in _ROLES.items() for rank, names in enumerate(ranks) for name in names.split()}
 

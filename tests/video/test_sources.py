@@ -236,6 +236,9 @@ def test_one_video(folder: Path, capsys: pytest.CaptureFixture) -> None:
     (folder / "loose.mp4").symlink_to(folder / "gone.mp4")
     with pytest.raises(FileNotFoundError, match=r"dangling link to .*gone.mp4"):
         load(folder / "loose.mp4")
+    os.mkfifo(folder / "list.fifo")
+    with pytest.raises(ValueError, match=r"neither a folder nor a file: .*list\.fifo"):
+        load(folder / "list.fifo")
     (folder / "a.mp4").rename(folder / "a.xyz")
     with pytest.raises(ValueError, match=r"a\.xyz, line 1: a byte of 0, so it is no list; nor is it named like a video"):
         load(folder / "a.xyz")
@@ -293,6 +296,8 @@ def test_what_lies_about_is_used_or_said(video: bytes, tmp_path: Path, capsys: p
         "itself.mp4: cannot be read: Too many levels", "pipe.mp4: neither a file nor a folder",
     ):  # fmt: skip
         assert text in left, left
+    assert sum(one.files for one in loader.left_out) == 11
+    assert (f"{data}/ape/5.txt", ".txt", "", 2) in loader.left_out
     assert {Path(path).name for path in loader.report().bad} == {"dangling.mp4", "itself.mp4", "pipe.mp4"}
     assert sum(len(batch) for batch in loader) == 6 and loader.stats()["bad_files"] == 3
     assert main(["check", str(data), "--json", str(tmp_path / "found.json")]) == 1
