@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .ops import base
+from .ops import base, dispatcher
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,29 @@ def explain(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Explanation
     with found.recording(recorded):
         op(*args, **kwargs)
     *call, requested = recorded[0]
-    chosen = found.choose(tuple(call), requested).name
+    by_formula = dispatcher.needs_formula(call)
+    chosen = (found.with_formula(requested) if by_formula else found.choose(tuple(call), requested)).name
     reasons = {}
     for name in base.BACKENDS:
         why_not = found.why_not(name, tuple(call))
         if why_not is not None:
             reasons[name] = f"cannot: {why_not}"
         elif name == chosen:
-            reasons[name] = "asked for by name" if kwargs.get("backend") or base.FORCED else "first choice that can run"
+            reasons[name] = _why(found, kwargs.get("backend"), by_formula)
+        elif by_formula:
+            reasons[name] = "PyTorch's own operators are followed by forward-mode and by the transforms of torch.func"
         elif name in found.by_name_only:
             reasons[name] = found.by_name_only[name]
         else:
             reasons[name] = "could run; another comes first on this device"
     return Explanation(found.name, chosen, reasons)
+
+
+def _why(op: base.Op, backend: str | None, by_formula: bool) -> str:
+    """Why that backend was chosen."""
+    if backend:
+        return "asked for by name"
+    if op.forced:
+        return f"asked for by I2V_KERNELS_BACKEND={op.forced}"
+    why = "its formula can be differentiated in every way" if by_formula else "first choice that can run"
+    return f"{why} (I2V_KERNELS_BACKEND={base.FORCED}: {op.name} has no such backend)" if base.FORCED else why

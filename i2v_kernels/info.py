@@ -8,6 +8,7 @@ import platform
 import torch
 
 from . import __version__, _extension, explain
+from .ops import base
 from .testing import OPINFOS
 
 
@@ -24,6 +25,9 @@ def report() -> str:
         cuda = info["cuda_architectures"] or "none"
         lines.append(f"extension: compiler {info['compiler']}, torch >= {info['torch_target']}, CUDA architectures {cuda}")
         lines.append(f"           instruction sets {', '.join(info['instruction_sets'])}; in use: {info['instruction_set']}")
+    if base.FORCED:
+        without = ", ".join(sorted(name for name, op in base.OPS.items() if not op.forced)) or "none"
+        lines.append(f"I2V_KERNELS_BACKEND={base.FORCED}: for every op that has it; without it: {without}")
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices.append("cuda")

@@ -52,7 +52,7 @@ class LoRALinear(nn.Module):
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         """A ``[r, C]`` and B ``[O, r]``."""
-        return self.lora_A.get_parameter("default.weight"), self.lora_B.get_parameter("default.weight")
+        return self.lora_A["default"].weight, self.lora_B["default"].weight  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from .. import _extension
 from . import dispatcher
-from .layout import empty_dense_like, empty_grads
+from .layout import arranged, empty_dense_like, empty_grads
 
 LIBRARY = torch.library.Library("i2v_kernels", "DEF")
 BACKENDS = ("reference", "sdpa", "library", "cpu", "triton", "cuda")
@@ -40,6 +41,8 @@ class Backend:
 
     ``can_run`` takes the schema's arguments without the backend's name and returns None, or the reason why this backend
     cannot run them. ``forward`` takes the same, ``backward`` those of the backward schema; an op in place has none.
+    ``formula`` computes what ``forward`` does by PyTorch's operators alone, so that PyTorch can follow it where kernels have
+    no rule: tangents, gradients of gradients, ``torch.func``. It may leave the last arguments and results out.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Backend:
     forward: Callable[..., Any]
     backward: Callable[..., Any] = lambda *args: None
     native: bool = False
+    formula: Callable[..., Any] | None = None
 
 
 def cpu_backend(op: str) -> Backend:
@@ -78,7 +82,9 @@ class Op:
     ``by_name_only``: backend -> why it is never chosen automatically.
     ``forward_args``: (arguments of the backward op, their number in the forward op) -> what ``can_run`` judges.
     ``save``: ``(ctx, inputs, result) -> None``, ``gradients``: ``(ctx, grad) -> one gradient per input``: the autograd rule.
-    Without ``gradients`` it is ``wanted_gradients``, whose ``fake_backward`` is ``empty_grads``.
+    Without ``gradients`` it is ``wanted_gradients``, whose ``fake_backward`` is ``empty_grads``. What is saved begins with the
+    tensors among the inputs, and ``ctx.rest`` holds the others that the formula takes; where an op keeps less, ``again`` is
+    its gradients written in PyTorch's operators.
     """
 
     name: str
@@ -92,11 +98,13 @@ class Op:
     gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]] | None = None
     by_name_only: dict[str, str] = field(default_factory=dict)
     forward_args: Callable[[Sequence[Any], int], Sequence[Any]] = lambda args, count: args[1 : 1 + count]
+    again: Callable[[Any, Tensor], tuple[Tensor | None, ...]] | None = None
 
     def __post_init__(self) -> None:
         OPS[self.name] = self
-        self._recorder: list[tuple[Any, ...]] | None = None
+        self._recorders: dict[int, list[tuple[Any, ...]]] = {}  # by thread
         self._by_name = {backend.name: backend for backend in self.backends}
+        self.forced = FORCED if FORCED in self._by_name else ""
         self._in_cpp = any(backend.native for backend in self.backends) and _extension.why_no_cpu() is None
         for name, schema, run, fake in (
             (self.name, self.schema, self._forward, self._fake),
@@ -114,7 +122,10 @@ class Op:
                 LIBRARY.impl(name, run, "CPU")
             torch.library.register_fake(f"i2v_kernels::{name}", fake, lib=LIBRARY)
         self.forward_op = getattr(torch.ops.i2v_kernels, self.name).default
-        self._arity = len(self.forward_op._schema.arguments) - 1
+        inputs = self.forward_op._schema.arguments[:-1]
+        self._arity, self._tensors = len(inputs), sum("Tensor" in str(argument.type) for argument in inputs)
+        self._single = len(self.forward_op._schema.returns) == 1
+        LIBRARY.impl(self.name, self._formula, "FuncTorchBatched")
         if self.backward_schema:
             self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
             self._returned = len(self.backward_op._schema.returns)
@@ -122,20 +133,21 @@ class Op:
             # without what Function.apply does in Python, which concerns functorch's transforms alone
             self._apply = super(torch.autograd.Function, _autograd_function(self, self._run)).apply  # type: ignore[misc]
             LIBRARY.impl(self.name, self._autograd, "Autograd")
+            LIBRARY.impl(f"{self.name}_backward", self._autograd_of_backward, "Autograd")
         else:
             LIBRARY.impl(self.name, self._in_place, "Autograd")
             LIBRARY.impl(self.name, self._in_place, "ADInplaceOrView")  # all that inference mode leaves of autograd
 
-    def __call__(self, *args: Any, backend: str | None) -> Any:
-        """Run the op; ``backend=None`` chooses."""
+    def __call__(self, *args: Any, backend: str | None, prefer: str = "") -> Any:
+        """Run the op; ``backend=None`` chooses, before all others the backend ``prefer`` if that can."""
         if backend is not None and backend not in BACKENDS:
             raise ValueError(f"{self.name}: backend={backend!r} is not one of {', '.join(BACKENDS)}")
-        backend = backend or FORCED
-        if self._recorder is not None:
-            self._recorder.append((*args, backend))
-            raise _Recorded
+        backend = backend or self.forced or (prefer and f"{prefer}?")
         if torch.compiler.is_compiling():
             return self.forward_op(*args, backend)  # _fake looks whether the backend can run
+        if self._recorders and (calls := self._recorders.get(get_ident())) is not None:
+            calls.append((*args, backend))
+            raise _Recorded
         direct = bool(self.backward_schema) and self._direct(args)
         if backend and not direct:
             self.choose(args, backend)
@@ -147,6 +159,8 @@ class Op:
             for arg in args:
                 if type(arg) not in dispatcher.NUMBERS and isinstance(arg, Tensor) and arg.requires_grad:
                     return self._apply(*args, self.choose(args, backend))
+        elif not direct and dispatcher.transforming():  # which no_grad does not end
+            return self.forward_op(*args, backend)
         with torch._C._AutoDispatchBelowAutograd():  # nothing to record: spare the way through Python that would find so
             return self._forward(*args, backend) if direct else self.forward_op(*args, backend)
 
@@ -160,14 +174,14 @@ class Op:
 
     @contextmanager
     def recording(self, calls: list[tuple[Any, ...]]) -> Iterator[None]:
-        """Within: calls of the public function append their checked arguments to ``calls`` and compute nothing."""
-        self._recorder = calls
+        """Within: calls of the public function in this thread append their checked arguments to ``calls``, compute nothing."""
+        self._recorders[get_ident()] = calls
         try:
             yield
         except _Recorded:
             pass
         finally:
-            self._recorder = None
+            del self._recorders[get_ident()]
 
     def why_not(self, name: str, args: Sequence[Any]) -> str | None:
         """None if the backend of that name can run these arguments, else the reason."""
@@ -176,8 +190,15 @@ class Op:
         return self._by_name[name].can_run(*args)
 
     def choose(self, args: Sequence[Any], requested: str = "") -> Backend:
-        """The backend that runs these arguments; a requested one raises ``NotImplementedError`` if it cannot."""
-        if requested:
+        """The backend that runs these arguments; a requested one raises ``NotImplementedError`` if it cannot.
+
+        With a question mark behind its name it is preferred, not requested.
+        """
+        if requested.endswith("?"):
+            preferred = self._by_name[requested[:-1]]
+            if preferred.can_run(*args) is None:
+                return preferred
+        elif requested:
             reason = self.why_not(requested, args)
             if reason is not None:
                 raise NotImplementedError(f"{self.name}: backend={requested!r} cannot run this call: {reason}")
@@ -208,11 +229,52 @@ class Op:
         *given, backend = args
         return self.choose(self.forward_args(given, self._arity), backend).backward(*given)
 
+    def with_formula(self, requested: str = "") -> Backend:
+        """The backend whose formula gives derivatives that kernels have no rule for: one by name, else the reference."""
+        name = "reference" if not requested or requested.endswith("?") else requested
+        backend = self._by_name[name]
+        if backend.formula is None:
+            raise NotImplementedError(
+                f"{self.name}: backend={name!r} has no rule for forward-mode derivatives, gradients of gradients and the "
+                'transforms of torch.func; use backend="reference"'
+            )
+        return backend
+
+    def _formula(self, *args: Any) -> Any:
+        """The op for tangents and for the transforms of torch.func, which follow PyTorch's own operators."""
+        *given, requested = args
+        backend = self.with_formula(requested)
+        assert backend.formula is not None
+        result = backend.formula(*given[: backend.formula.__code__.co_argcount])
+        if not self.backward_schema:
+            return None
+        likes = [
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
+            for x in given
+        ]
+        if self._single:
+            return arranged(result, self.fake(*likes))
+        first, *others = (result,) if isinstance(result, Tensor) else result
+        like, *rest = self.fake(*likes)
+        return (arranged(first, like), *(others or (first.new_empty(0) for _ in rest)))
+
     def _autograd(self, *args: Any) -> Any:
+        if dispatcher.needs_formula(args):
+            return self._formula(*args)
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
             return self._function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return self.forward_op(*args)
+
+    def _autograd_of_backward(self, *args: Any) -> Any:
+        recorded = torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+        if recorded or dispatcher.needs_formula(args):
+            raise NotImplementedError(
+                f"{self.name}_backward: the registered op has no derivatives of its own; for gradients of gradients "
+                f"differentiate i2v_kernels.{self.name} with create_graph=True"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.backward_op(*args)
 
     def _in_place(self, *args: Any) -> None:
         if torch.is_grad_enabled() and args[0].requires_grad:
@@ -221,9 +283,37 @@ class Op:
                 f"{self.name}: {first}.requires_grad=True, but autograd cannot record what overwrites {first}: "
                 f"use {self.name.removesuffix('_')}, or torch.no_grad()"
             )
+        if dispatcher.needs_formula(args):
+            self._formula(*args)
+            return
         torch.autograd.graph.increment_version(args[0])
         with torch._C._AutoDispatchBelowADInplaceOrView():
             (self._forward if self._direct(args) else self.forward_op)(*args)
+
+    def gradients_again(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients as PyTorch's operators give them, which can be differentiated, or batched, in their turn."""
+        if self.again is not None:
+            return self.again(ctx, grad)
+        requested = ctx.backend if isinstance(ctx.backend, str) else ctx.backend.name
+        backend = self._by_name.get(requested)
+        formula = (backend if backend and backend.formula else self.with_formula()).formula
+        assert formula is not None
+        wanted, create_graph = ctx.needs_input_grad[: self._tensors], torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Views: what one input owes to another has been told apart, and is told on by the graph behind these.
+            inputs = [x.view_as(x) if want else x for x, want in zip(ctx.saved_tensors[: self._tensors], wanted)]
+            result = formula(*inputs, *ctx.rest)
+            found = iter(
+                torch.autograd.grad(
+                    result if isinstance(result, Tensor) else result[0],
+                    [x for x, want in zip(inputs, wanted) if want],
+                    grad,
+                    create_graph=create_graph,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            )
+        return (*(next(found) if want else None for want in wanted), *[None] * (self._arity - self._tensors))
 
     def wanted_gradients(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """What the backward op returns for the first inputs: it takes (grad, these, *ctx.rest, what else was saved, wanted)."""
@@ -239,9 +329,9 @@ class Op:
     def derive(self, *args: Any) -> Any:
         """The backward op; the last argument is a backend, or the name of one, or "" for the automatic choice."""
         *given, backend = args
-        if not self._direct(given):
-            return self.backward_op(*given, backend.name if isinstance(backend, Backend) else backend)
         with torch._C._AutoDispatchBelowAutograd():
+            if not self._direct(given):
+                return self.backward_op(*given, backend.name if isinstance(backend, Backend) else backend)
             return backend.backward(*given) if isinstance(backend, Backend) else self._backward(*args)
 
 
@@ -260,17 +350,15 @@ def _autograd_function(op: Op, run: Callable[..., Any]) -> Any:
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
-            return (once if torch.is_grad_enabled() else derive)(ctx, grad, *others)
+            if grad is None:  # a later function had none for the output
+                return (None,) * (op._arity + 1)
+            if torch.is_grad_enabled() or dispatcher.needs_formula((grad,)):
+                return (*op.gradients_again(ctx, grad), None)
+            if grad.stride(-1) != 1 and grad.shape[-1] != 1:
+                # expanded gradients, as from .sum(); what is empty counts as contiguous whatever its strides
+                grad = grad.contiguous() if grad.numel() > 0 else grad.new_empty(grad.shape)
+            return (*(op.gradients or op.wanted_gradients)(ctx, grad), None)
 
-    def derive(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if grad is None:  # a later function had none for the output
-            return (None,) * (op._arity + 1)
-        if grad.stride(-1) != 1 and grad.shape[-1] != 1:
-            # expanded gradients, as from .sum(); what is empty counts as contiguous whatever its strides
-            grad = grad.contiguous() if grad.numel() > 0 else grad.new_empty(grad.shape)
-        return (*(op.gradients or op.wanted_gradients)(ctx, grad), None)
-
-    once = torch.autograd.function.once_differentiable(derive)
     Function.__name__ = Function.__qualname__ = "".join(part.title() for part in op.name.split("_"))
     return Function
 
@@ -284,6 +372,7 @@ def reference_backend(
     name: str = "reference",
     can_run: Callable[..., str | None] = lambda *args: None,
     through: Callable[..., Any] | None = None,
+    formula: Callable[..., Any] | None = None,
 ) -> Backend:
     """The backend ``reference``, or another one written in PyTorch; its backward is autograd through ``forward``, or
     ``through`` where that takes other arguments, unless one is given.
@@ -317,7 +406,7 @@ def reference_backend(
             for into, part in zip(empties(grad, *args), found, strict=True)
         )
 
-    return Backend(name, can_run, run, derive)
+    return Backend(name, can_run, run, derive, formula=formula or through or forward)
 
 
 def triton_backend(op: str, limits: Callable[..., str | None]) -> Backend:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import dispatcher
 from .base import FLOATS
 
 
@@ -26,7 +27,7 @@ def tensor(
     if not fits:
         wanted = "" if all(size is None for size in shape) else f" with sizes {tuple('*' if s is None else s for s in shape)}"
         raise ValueError(f"{op}: {name}.shape={tuple(got)}, but {layout}{wanted} is needed")
-    if not any_stride and got[-1] > 1 and value.stride(-1) != 1:
+    if not any_stride and got[-1] > 1 and value.stride(-1) != 1 and not dispatcher.is_transformed(value):
         raise ValueError(
             f"{op}: {name}.stride()={tuple(value.stride())}, but the last dimension must have stride 1; "
             f"pass {name}.contiguous() or arrange the layout so"

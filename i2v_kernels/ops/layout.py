@@ -44,3 +44,12 @@ def empty_grads(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     parts = [empty_dense_like(x) if wanted[0] else None]
     parts += [torch.empty_like(p, memory_format=torch.contiguous_format) if w else None for p, w in zip(rest, wanted[1:])]
     return tuple(grad.new_empty(0) if part is None else part for part in parts)
+
+
+def arranged(x: Tensor, like: Tensor) -> Tensor:
+    """x with its dimensions in the order in memory of ``like``, which is dense."""
+    if x.stride() == like.stride():
+        return x
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda i: -strides[i])
+    return x.permute(order).contiguous().permute([order.index(i) for i in range(like.dim())])

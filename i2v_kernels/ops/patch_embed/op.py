@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
-from .. import checks
+from .. import checks, dispatcher
 from ..base import Backend, Op, reference_backend, triton_backend
 from ..layout import empty_dense_like
 from . import blocks, digits, reference
@@ -73,7 +73,7 @@ def _check_frames(frames: object) -> None:
         raise TypeError(f"{NAME}: frames.dtype={frames.dtype}, but uint8 is needed: pixels as a decoder gives them")
     if frames.dim() != 5 or frames.shape[4] != 3:
         raise ValueError(f"{NAME}: frames.shape={tuple(frames.shape)}, but [B, T, H, W, 3] is needed")
-    if frames.stride(4) != 1:
+    if frames.stride(4) != 1 and not dispatcher.is_transformed(frames):
         raise ValueError(
             f"{NAME}: frames.stride()={tuple(frames.stride())}, but the last dimension must have stride 1; "
             "pass frames.contiguous() or arrange the layout so"

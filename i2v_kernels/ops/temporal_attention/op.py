@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..base import FORCED, Backend, Op, accumulate_dtype, cpu_backend, reference_backend, triton_backend
+from ..base import Backend, Op, accumulate_dtype, cpu_backend, reference_backend, triton_backend
 from ..token_shift.op import MAX_GROUPS
 from . import cuda, reference, sdpa
 from .packing import empty_grads, empty_output
@@ -133,9 +133,8 @@ def temporal_attention(
             f"{NAME}: dropout={dropout!r}: dropping probabilities out is not supported, since no two backends would drop the "
             "same; pass 0 and drop the output instead"
         )
-    if backend is None and not FORCED and not return_lse and (frames > LONGEST or keys > LONGEST):
-        backend = "sdpa"
-    out, lse = _OP(q, k, v, bias, mask, offsets, float(scale), left, right, return_lse, backend=backend)
+    arguments = (q, k, v, bias, mask, offsets, float(scale), left, right, return_lse)
+    out, lse = _OP(*arguments, backend=backend, prefer="sdpa" if frames > LONGEST or keys > LONGEST else "")
     return (out, lse) if return_lse else out
 
 
@@ -165,15 +164,14 @@ def _sdpa_can_run(*args: Any) -> str | None:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
-    *tensors, ctx.offsets, ctx.scale, ctx.left, ctx.right, _want_lse = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs[:5])
+    ctx.rest = inputs[5:9]
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, bias, mask = ctx.saved_tensors
     bias_grad = bias is not None and ctx.needs_input_grad[3]
-    rest = (ctx.offsets, ctx.scale, ctx.left, ctx.right, bias_grad, ctx.backend)
-    dq, dk, dv, dbias = _OP.derive(grad, q, k, v, bias, mask, *rest)
+    dq, dk, dv, dbias = _OP.derive(grad, q, k, v, bias, mask, *ctx.rest, bias_grad, ctx.backend)
     if k is None:
         dk = dv = None
     return dq, dk, dv, dbias if bias_grad else None, None, None, None, None, None, None
@@ -189,7 +187,8 @@ _OP = Op(
     backends=(
         reference_backend(reference.forward, (0, 1, 2, 3), empty=empty_output, empties=empty_grads),
         reference_backend(
-            sdpa.forward, (0, 1, 2, 3), empty=empty_output, empties=empty_grads, name="sdpa", can_run=_sdpa_can_run
+            sdpa.forward, (0, 1, 2, 3), empty=empty_output, empties=empty_grads, name="sdpa", can_run=_sdpa_can_run,
+            formula=sdpa.by_products,
         ),
         cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),

@@ -13,7 +13,7 @@ from .packing import unpacked
 
 def forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, offsets: Sequence[int] | None,
-    scale: float, left: int, right: int, want_lse: bool,
+    scale: float, left: int, right: int, want_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     q, k, v = unpacked(q, k, v)
     k, v = shifted(k, offsets), shifted(v, offsets)

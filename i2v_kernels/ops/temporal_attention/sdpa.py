@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import reference
 from .packing import unpacked
@@ -15,7 +16,7 @@ from .reference import shifted, visible
 
 def forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, offsets: Sequence[int] | None,
-    scale: float, left: int, right: int, want_lse: bool,
+    scale: float, left: int, right: int, want_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if q.numel() == 0:
         return reference.forward(q, k, v, bias, mask, offsets, scale, left, right, want_lse)
@@ -36,3 +37,12 @@ def forward(
             out = out.masked_fill(~seen.any(-1, keepdim=True), 0.0)
         clips.append(out.permute(2, 0, 1, 3))
     return torch.stack(clips), q.new_empty(0)
+
+
+def by_products(
+    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, offsets: Sequence[int] | None,
+    scale: float, left: int, right: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same by PyTorch's matrix products: its fused kernels have a first gradient and no other."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return forward(q, k, v, bias, mask, offsets, scale, left, right)

@@ -176,13 +176,14 @@ _OP = Op(
     save=_save,
     gradients=_gradients,
     forward_args=lambda args, count: args,
+    again=lambda ctx, grad: (reference.adjoint(grad, *ctx.args), *[None] * len(ctx.args)),
 )
 
 _IN_PLACE = Op(
     name=IN_PLACE,
     schema=f"(Tensor(a!) x, {_ARGUMENTS}) -> ()",
     backends=(
-        Backend("reference", lambda *args: None, reference.shift_in_place),
+        Backend("reference", lambda *args: None, reference.shift_in_place, formula=reference.shift_in_place),
         cpu_backend(IN_PLACE),
         replace(triton_backend(NAME, _triton_in_place_limits), forward=_triton_in_place),
     ),
