@@ -64,7 +64,7 @@ class IndexCache:
                 self._memory[key] = found  # now the last to go
         if found is not None and found[0] == stamp:
             return found[1]
-        index = self._stored(key, stamp)
+        index = None if stamp is None else self._stored(key, stamp)
         if index is None:
             index = self._read(path)
             if stamp == _stamp(path):  # not changed meanwhile
@@ -88,9 +88,9 @@ class IndexCache:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_lock": Lock()}
 
-    def _stored(self, key: str, stamp: Stamp) -> VideoIndex | None:
+    def _stored(self, key: str, stamp: tuple[int, int]) -> VideoIndex | None:
         query = "SELECT data FROM video_index WHERE path = ? AND size = ? AND mtime_ns = ? AND version = ?"
-        row = self._run(query, os.fsencode(key), *(stamp or (-1, -1)), self._version)
+        row = self._run(query, os.fsencode(key), *stamp, self._version)
         try:
             return None if row is None else unpack(row[0])
         except (ValueError, TypeError, KeyError, AttributeError, zlib.error):
@@ -141,7 +141,7 @@ def version(read: Callable[[StrPath], VideoIndex]) -> str:
     except importlib.metadata.PackageNotFoundError:
         av = ""
     index = [(name, str(kind), getattr(_item(kind), "_fields", ())) for name, kind in get_type_hints(VideoIndex).items()]
-    return f"{zlib.crc32(repr([VERSION, getattr(types, 'VERSION', 0), reader, av, index]).encode()):08x}-{VERSION}"
+    return f"{zlib.crc32(repr([VERSION, types.VERSION, reader, av, index]).encode()):08x}-{VERSION}"
 
 
 def _item(kind: Any) -> Any:

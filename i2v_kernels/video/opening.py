@@ -11,7 +11,7 @@ from itertools import chain, islice
 from typing import Any
 from zlib import crc32
 
-from .errors import VideoError, import_av
+from .errors import VideoError, import_av, shown
 from .types import Mark, StrPath
 
 # Files come from anywhere: a playlist must not reach other hosts, bad metadata is no reason.
@@ -111,7 +111,11 @@ def _not_a_file(path: StrPath) -> str | None:
     try:
         status = os.stat(path)
     except OSError as error:
+        if os.path.islink(path) and isinstance(error, FileNotFoundError):
+            return f"dangling link to {shown(os.readlink(path))}"
         return (error.strerror or str(error)).lower()
+    except ValueError as error:  # a null byte, or what no file can be called
+        return str(error)
     if stat.S_ISDIR(status.st_mode):
         return "is a directory"
     if not stat.S_ISREG(status.st_mode):

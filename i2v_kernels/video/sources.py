@@ -187,10 +187,17 @@ def _entry(source: Any, where: str) -> Row:
     if not isinstance(source, (tuple, list)) or len(source) not in (2, 3) or not isinstance(source[0], (str, os.PathLike)):
         raise TypeError(f"{where}: expected a path or (path, label[, caption]), got {source!r}")
     path, caption = os.fsdecode(source[0]), source[2] if len(source) == 3 else ""
-    if not path or "\0" in path:
+    if not path or "\0" in path or not _encodable(path):
         raise ValueError(f"{where}: {path!r} is not a path")
     if caption is None or caption != caption:  # NaN: pandas' way to say that there is none
         caption = ""
     if not isinstance(caption, str):
         raise TypeError(f"{where}: a caption is a str, got {caption!r}")
     return Row(where, path, source[1], caption)
+
+
+def _encodable(path: str) -> bool:
+    try:
+        return bool(os.fsencode(path))
+    except UnicodeEncodeError:
+        return False

@@ -33,6 +33,7 @@ def test_what_is_kept_is_what_was_read(kind: str, tmp_path: Path) -> None:
     found = index_cache.unpack(index_cache.pack(table))
     assert found == table
     assert [type(getattr(found, f.name)) for f in fields(found)] == [type(getattr(table, f.name)) for f in fields(table)]
+    assert [type(mark) for mark in found.marks] == [type(mark) for mark in table.marks] and (table.marks or kind == "gif")
     assert kind in FILES
 
 

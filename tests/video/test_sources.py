@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from i2v_kernels.video import ClipLoader, Report, VideoError
+from i2v_kernels.video import ClipLoader, IndexCache, Report, VideoError, index
 from i2v_kernels.video.__main__ import main
 
 from .clips import coded_frames, encode
@@ -308,6 +308,15 @@ def test_what_lies_about_is_used_or_said(video: bytes, tmp_path: Path, capsys: p
     assert "10 files left out of" in printed and ".txt (2)" in printed and "link (2)" in printed
 
 
+@pytest.mark.parametrize("name", ["a\0.mp4", "a\ud800.mp4", "dangling.mp4"])
+def test_paths_of_no_file_are_a_video_error(name: str, tmp_path: Path) -> None:
+    (tmp_path / "dangling.mp4").symlink_to("gone.mp4")
+    why = "dangling link to gone.mp4" if name == "dangling.mp4" else "null byte|surrogates"
+    for read in (index, IndexCache(index, tmp_path / "index.sqlite")):
+        with pytest.raises(VideoError, match=why):
+            read(tmp_path / name)
+
+
 def test_folders_that_cannot_be_read_are_said(video: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ape", "bee"):
         (tmp_path / name).mkdir()
@@ -337,7 +346,7 @@ def test_what_has_no_order_or_hides_its_labels_is_refused(sources: object) -> No
         load(sources)
 
 
-@pytest.mark.parametrize("entry", ["", "a\0.mp4", ("", 1), (3, 4), ("a.mp4", 1, 2), b"a.mp4", ("a.mp4", 1, "x", "y")])
+@pytest.mark.parametrize("entry", ["", "a\0.mp4", "a\ud800.mp4", ("", 1), (3, 4), ("a.mp4", 1, 2), b"a.mp4", ("a.mp4", 1, "x", "y")])
 def test_bad_entries_are_named(entry: object) -> None:
     with pytest.raises((ValueError, TypeError), match=r"sources\[1\]: "):
         load(["a.mp4", entry])
