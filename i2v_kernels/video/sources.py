@@ -50,6 +50,8 @@ def read_sources(sources: Any) -> Sources:
         TypeError: an entry of a list that is neither a path nor a tuple (path, label[, caption]).
     """
     if isinstance(sources, (str, os.PathLike)):
+        if not os.fspath(sources):
+            raise ValueError("sources: the path is empty")
         path = Path(os.fsdecode(sources))
         if path.is_dir():
             return _folder(path)
@@ -186,7 +188,7 @@ def _entry(source: Any, where: str) -> Row:
         source = (source, None)
     if not isinstance(source, (tuple, list)) or len(source) not in (2, 3) or not isinstance(source[0], (str, os.PathLike)):
         raise TypeError(f"{where}: expected a path or (path, label[, caption]), got {source!r}")
-    path, caption = os.fsdecode(source[0]), source[2] if len(source) == 3 else ""
+    path, caption = str(os.fsdecode(source[0])), source[2] if len(source) == 3 else ""
     if not path or "\0" in path or not _encodable(path):
         raise ValueError(f"{where}: {path!r} is not a path")
     if caption is None or caption != caption:  # NaN: pandas' way to say that there is none

@@ -24,7 +24,7 @@ PATHS = (
 )
 LABELS = (
     "label labels class classes target targets y category categories action activity gt groundtruth tag classlabel actionlabel "
-    "targetlabel videolabel",
+    "targetlabel videolabel actionclass activityclass",
     "labelname classname categoryname actionname activityname",
     "labelid labelidx labelindex classid classidx classindex targetid categoryid actionid activityid",
 )
@@ -120,7 +120,8 @@ def _rows(file: Path, text: str) -> Iterator[Row]:
     else:
         width = len(cells)
         if unused := [cell for i, cell in enumerate(cells) if i not in columns.values() and cell]:
-            warnings.warn(f"{name}: columns that are not used: {shown(', '.join(unused))}", stacklevel=5)
+            no_label = "" if "label" in columns else "; none is called label, class or the like"
+            warnings.warn(f"{name}: columns that are not used: {shown(', '.join(unused))}{no_label}", stacklevel=5)
     told = False
     for number, cells in lines:
         where = f"{name}, line {number}"

@@ -122,8 +122,11 @@ def test_headers(header: Sequence[str], order: Sequence[int], delimiter: str, fo
 
 def test_columns_that_are_not_used_are_said(folder: Path) -> None:
     (folder / "list.csv").write_text(",label,label_name,fps,path\n0,1,ape,25,a.mp4\n1,0,bee,25,b.mp4\n")  # as pandas writes it
-    with pytest.warns(UserWarning, match="not used: label_name, fps"):
+    with pytest.warns(UserWarning, match="not used: label_name, fps$"):
         assert labels(folder / "list.csv") == [1, 0]
+    (folder / "list.csv").write_text("path,kind\na.mp4,1\n")
+    with pytest.warns(UserWarning, match=r"not used: kind; none is called label, class or the like$"):
+        assert labels(folder / "list.csv") == [-1]
 
 
 WITHOUT_HEADER = {
@@ -239,6 +242,8 @@ def test_one_video(folder: Path, capsys: pytest.CaptureFixture) -> None:
     os.mkfifo(folder / "list.fifo")
     with pytest.raises(ValueError, match=r"neither a folder nor a file: .*list\.fifo"):
         load(folder / "list.fifo")
+    with pytest.raises(ValueError, match="the path is empty"):
+        load("")
     (folder / "a.mp4").rename(folder / "a.xyz")
     with pytest.raises(ValueError, match=r"a\.xyz, line 1: a byte of 0, so it is no list; nor is it named like a video"):
         load(folder / "a.xyz")
@@ -346,7 +351,9 @@ def test_what_has_no_order_or_hides_its_labels_is_refused(sources: object) -> No
         load(sources)
 
 
-@pytest.mark.parametrize("entry", ["", "a\0.mp4", "a\ud800.mp4", ("", 1), (3, 4), ("a.mp4", 1, 2), b"a.mp4", ("a.mp4", 1, "x", "y")])
+@pytest.mark.parametrize(
+    "entry", ["", "a\0.mp4", "a\ud800.mp4", ("", 1), (3, 4), ("a.mp4", 1, 2), b"a.mp4", ("a.mp4", 1, "x", "y")], ids=ascii
+)
 def test_bad_entries_are_named(entry: object) -> None:
     with pytest.raises((ValueError, TypeError), match=r"sources\[1\]: "):
         load(["a.mp4", entry])
