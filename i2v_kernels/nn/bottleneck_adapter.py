@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
-from ..ops import bottleneck_adapter
+from ..ops import bottleneck_adapter, checks
+from ..ops.activations import activate
+from .plain import is_plain
 
 NAMES = {"aim": ("D_fc1", "D_fc2"), "adaptformer": ("down_proj", "up_proj")}
 
@@ -20,6 +24,8 @@ class BottleneckAdapter(nn.Module):
         activation, scale, residual: see ``i2v_kernels.bottleneck_adapter``.
         published: "aim" (``D_fc1``, ``D_fc2``; the first normal, 0.02) or "adaptformer" (``down_proj``, ``up_proj``; the first
             uniform, as Kaiming's). AdaptFormer's activation is "relu", its scale 0.1, its residual outside.
+
+    Children that are more than an ``nn.Linear``, by LoRA, hooks, offloading or quantised weights, are called one by one.
 
     Shape: ``[..., C]`` to the same.
 
@@ -55,6 +61,10 @@ class BottleneckAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         down, up = (self.get_submodule(name) for name in self.names)
+        if not is_plain(down, up, kind=nn.Linear):
+            x = cast(Tensor, checks.autocast(x)[0])  # as the op does, so that the sum's dtype is the same
+            update = up(activate(down(x), self.activation or "")) * self.scale
+            return x + update if self.residual else update
         parts = (down.weight, down.bias, up.weight, up.bias)
         options = {"activation": self.activation, "scale": self.scale, "residual": self.residual}
         return bottleneck_adapter(x, *parts, **options)  # type: ignore[arg-type]

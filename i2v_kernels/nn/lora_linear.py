@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import lora_linear
+from .plain import is_plain, why_not_tensors
 
 
 class LoRALinear(nn.Module):
@@ -57,10 +58,18 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.merged:
             return self.base_layer(x)
+        down, up = self.lora_A["default"], self.lora_B["default"]
+        if not is_plain(self.base_layer, down, up, kind=nn.Linear):  # a base with hooks, offloaded, quantised, LoRA of its own
+            return self.base_layer(x) + up(down(x)) * self.scaling
         return lora_linear(x, self.base_layer.weight, *self.low_rank(), self.base_layer.bias, scaling=self.scaling)
 
     def merge(self) -> None:
-        """Adds the update to the base's weight, for inference at the base's price; merged layers stay as they are."""
+        """Adds the update to the base's weight, for inference at the base's price; merged layers stay as they are.
+
+        Raises:
+            ValueError: the base computes its weight anew in every call (weight_norm, pruning, LoRA of its own) or keeps it
+                quantised.
+        """
         if not self.merged:
             self._add(1)
 
@@ -71,6 +80,10 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def _add(self, sign: int) -> None:
+        base = self.base_layer
+        if (what := why_not_tensors(base)) or "weight" not in base._parameters:
+            what = what or "computes its weight from other parameters"
+            raise ValueError(f"LoRALinear: base_layer, a {type(base).__name__}, {what}: no update can be added to its weight")
         weight, wide = self.base_layer.weight, torch.promote_types(self.base_layer.weight.dtype, torch.float32)
         a, b = self.low_rank()
         update = b.to(wide) @ a.to(wide)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..ops import patch_embed
+from .plain import why_not_plain
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -63,8 +64,8 @@ class PatchEmbed(nn.Module):
         """None if the module does what this one does for normalised frames, else what about it does not."""
         if type(conv) is not nn.Conv2d:  # parametrised modules and wrappers compute their weight
             return f"it is a {type(conv).__name__}"
-        if conv._forward_hooks or conv._forward_pre_hooks:
-            return "it has hooks, which would not be called"
+        if (what := why_not_plain(conv)) is not None:
+            return f"it {what}"
         if conv.in_channels != 3 or conv.groups != 1:
             return f"it mixes {conv.in_channels // conv.groups} channels of {conv.in_channels}, not 3 of 3"
         if conv.stride != conv.kernel_size:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .functional import temporal_self_attention
+from ..ops import temporal_attention
 
 CLIP_NAMES = {
     "in_proj_weight": "qkv.weight",
@@ -57,17 +57,16 @@ class TemporalAttention(nn.Module):
         super().__init__()
         if heads < 1 or channels % heads:
             raise ValueError(f"TemporalAttention: heads={heads} must divide channels={channels}")
-        self.heads, self.causal, self.window, self.offsets = heads, causal, window, offsets
+        self.channels, self.heads, self.causal, self.window, self.offsets = channels, heads, causal, window, offsets
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        channels = self.proj.in_features
-        if x.dim() != 4 or x.shape[3] != channels:
-            raise ValueError(f"TemporalAttention: x.shape={tuple(x.shape)}, but [B, T, N, {channels}] is needed")
+        if x.dim() != 4 or x.shape[3] != self.channels:
+            raise ValueError(f"TemporalAttention: x.shape={tuple(x.shape)}, but [B, T, N, {self.channels}] is needed")
         options: dict[str, Any] = {"causal": self.causal, "window": self.window, "offsets": self.offsets}
-        weights = (self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
-        return temporal_self_attention(x, self.heads, *weights, mask=mask, bias=bias, **options)
+        qkv = self.qkv(x).unflatten(3, (3, self.heads, -1))
+        return self.proj(temporal_attention(qkv, mask=mask, bias=bias, **options).flatten(3))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Modules load before their children, from the same dict: what is renamed here, qkv and proj find.
@@ -79,4 +78,4 @@ class TemporalAttention(nn.Module):
     def extra_repr(self) -> str:
         options = {"causal": self.causal or None, "window": self.window, "offsets": self.offsets}
         named = "".join(f", {name}={value}" for name, value in options.items() if value is not None)
-        return f"{self.proj.in_features}, heads={self.heads}{named}"
+        return f"{self.channels}, heads={self.heads}{named}"

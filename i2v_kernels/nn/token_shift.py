@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..ops import token_shift, token_shift_
 from .functional import token_t1d
+from .plain import is_plain
 
 
 class TokenShift(nn.Module):
@@ -147,6 +149,9 @@ class TokenT1D(nn.Module):
         weight[2 * fold :, 0, 1] = 1
 
     def forward(self, x: Tensor) -> Tensor:
+        if not is_plain(self.conv, kind=nn.Conv1d):
+            class_token = self.conv(x[:, :, 0].transpose(1, 2)).transpose(1, 2)
+            return torch.cat([class_token[:, :, None], x[:, :, 1:]], dim=2)
         return token_t1d(x, self.conv.weight)
 
 

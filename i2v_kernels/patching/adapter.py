@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -11,40 +12,53 @@ from ..ops.bottleneck_adapter import bottleneck_adapter
 from ..ops.st_adapter import st_adapter
 from .conv import depthwise_conv3d
 from .mlp import QUICK_GELU
-from .rules import Replacement, hooked, keeps_its_dtype, not_linear, random_like
+from .rules import Found, Inputs, Replacement, keeps_its_dtype, not_plain, random_like
 
 ACTIVATIONS = {"GELU": "gelu", "ReLU": "relu", "SiLU": "silu", **dict.fromkeys(QUICK_GELU, "quick_gelu")}
 
 
-def aim_adapter(module: Any) -> Replacement | str | None:
-    """``x + D_fc2(act(D_fc1(x)))``, or without x."""
-    if {name for name, _ in module.named_children()} != {"D_fc1", "act", "D_fc2"} or not _has_skip(module):
+def aim_adapter(module: Any) -> Found:
+    """``x + D_fc2(act(D_fc1(x)))``, or without x; those of AIM's Swin have no flag that says which, one of them no act."""
+    children = [name for name, _ in module.named_children()]
+    if not {"D_fc1", "D_fc2"} <= set(children) <= {"D_fc1", "act", "D_fc2"}:
         return None
-    if type(module.act).__name__ not in ACTIVATIONS:
-        return f"its activation is a {type(module.act).__name__}"
-    return not_linear(module.D_fc1, module.D_fc2) or Replacement(
-        _aim, "bottleneck_adapter", lambda m: (random_like(m, 2, 3, m.D_fc1.in_features),)
-    )
+    if "act" in children and _activation(module) is None:
+        return f"its activation is a {module.act}"
+    reason = not_plain(module, "D_fc1", "D_fc2", kind=nn.Linear) or not_plain(module, *children)
+    if reason is not None:
+        return reason
+    by, uncalled = "bottleneck_adapter", tuple(children)
+    if isinstance(getattr(module, "skip_connect", None), bool):
+        return Replacement(_aim, by, _tokens, uncalled=uncalled, reads=("skip_connect",))
+    return tuple(Replacement(partial(_aim, skip=skip), by, _tokens, uncalled=uncalled) for skip in (False, True))
 
 
-def _has_skip(module: Any) -> bool:
-    return isinstance(getattr(module, "skip_connect", None), bool)
+def _tokens(module: Any) -> Inputs:
+    return (random_like(module, 2, 3, module.D_fc1.in_features),)
 
 
-def _aim(module: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
-    down, up = module.D_fc1, module.D_fc2
-    if len(args) != 1 or kwargs or not_linear(down, up) or hooked(down, module.act, up):
+def _activation(module: Any) -> str | None:
+    """Its name in the op; "" without one."""
+    act = getattr(module, "act", None)
+    if act is None:
+        return ""
+    return None if getattr(act, "approximate", "none") != "none" else ACTIVATIONS.get(type(act).__name__)
+
+
+def _aim(module: Any, original: Any, *args: Any, skip: bool | None = None, **kwargs: Any) -> Any:
+    activation, skip = _activation(module), module.skip_connect if skip is None else skip
+    if len(args) != 1 or kwargs or activation is None or not isinstance(skip, bool):
         return original(*args, **kwargs)
     x: Tensor = args[0]
-    activation = ACTIVATIONS[type(module.act).__name__]
+    down, up = module.D_fc1, module.D_fc2
     parts = (x, down.weight, down.bias, up.weight, up.bias)
-    if module.skip_connect and keeps_its_dtype(x):
-        return bottleneck_adapter(*parts, activation=activation)
-    update = bottleneck_adapter(*parts, activation=activation, residual=False)
-    return x + update if module.skip_connect else update
+    if skip and keeps_its_dtype(x):
+        return bottleneck_adapter(*parts, activation=activation or None)
+    update = bottleneck_adapter(*parts, activation=activation or None, residual=False)
+    return x + update if skip else update
 
 
-def st_adapter_module(module: Any) -> Replacement | str | None:
+def st_adapter_module(module: Any) -> Found:
     """``x[:, 1:] += fc2(conv(fc1(x[:, 1:])))`` with ``forward(x, T)``, ``conv`` over clips of a square grid of patches."""
     if {name for name, _ in module.named_children()} != {"fc1", "conv", "fc2"} or not isinstance(module.conv, nn.Conv3d):
         return None
@@ -53,8 +67,15 @@ def st_adapter_module(module: Any) -> Replacement | str | None:
         return f"its convolution: {found or 'it is not depthwise'}"
     if module.conv.dilation != (1, 1, 1):
         return f"its convolution: dilation={module.conv.dilation}"
-    return not_linear(module.fc1, module.fc2) or Replacement(
-        _st, "st_adapter, which leaves its input as it was", lambda m: (random_like(m, 8, 10, m.fc1.in_features), 4)
+    return (
+        not_plain(module, "fc1", "fc2", kind=nn.Linear)
+        or not_plain(module, "conv", kind=nn.Conv3d)
+        or Replacement(
+            _st,
+            "st_adapter, which leaves its input as it was",
+            lambda m: (random_like(m, 8, 10, m.fc1.in_features), 4),
+            uncalled=("fc1", "conv", "fc2"),
+        )
     )
 
 
@@ -63,12 +84,14 @@ def _st(module: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
     if (
         len(args) != 2
         or kwargs
+        or not isinstance(args[0], Tensor)
+        or not isinstance(args[1], int)
+        or args[1] < 1
         or args[0].dim() != 3
+        or args[0].shape[1] < 2
         or args[0].shape[0] % args[1]
         or isqrt(args[0].shape[1] - 1) ** 2 != args[0].shape[1] - 1
         or not keeps_its_dtype(args[0])
-        or not_linear(down, up)
-        or hooked(down, conv, up)
     ):
         return original(*args, **kwargs)
     x, frames = args

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .rules import Inputs, Replacement, class_of, drops, random_like
+from .rules import Found, Inputs, Replacement, class_of, drops, random_like
 
 
-def multihead_attention(module: Any) -> Replacement | str | None:
+def multihead_attention(module: Any) -> Found:
     """One product for q, k and v, in the order in which tokens lie, and PyTorch's fused attention on views of it.
 
     PyTorch's own takes ``batch_first`` tokens as a transposed view, of which every token is a product by itself in backward.
@@ -19,7 +19,7 @@ def multihead_attention(module: Any) -> Replacement | str | None:
     if class_of(module) is not nn.MultiheadAttention:
         return None
     by = "one projection, scaled_dot_product_attention on views"
-    return unlike_clip(module) or Replacement(_self_attend, by, _inputs, known=True)
+    return unlike_clip(module) or Replacement(_self_attend, by, _inputs, known=True, uncalled=("out_proj",), reads=("dropout",))
 
 
 def unlike_clip(module: nn.MultiheadAttention) -> str | None:

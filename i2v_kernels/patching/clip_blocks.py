@@ -10,25 +10,42 @@ from torch import Tensor, nn
 
 from ..nn.functional import temporal_self_attention
 from .attention import unlike_clip
-from .rules import Inputs, Replacement, drops, has_parts, hooked, random_like
+from .rules import Found, Inputs, Replacement, drops, has_parts, not_plain, random_like
+
+ATTN = ("attn", "attn.out_proj")
 
 
-def aim_block(module: Any) -> Replacement | str | None:
+def aim_block(module: Any) -> Found:
     """``ResidualAttentionBlock`` with ``T_Adapter``, ``S_Adapter`` and ``MLP_Adapter``: frames are read as they lie."""
     parts = dict.fromkeys(("ln_1", "mlp", "ln_2", "T_Adapter", "S_Adapter", "MLP_Adapter", "drop_path"))
     if not has_parts(module, attn=nn.MultiheadAttention, **parts) or not callable(getattr(module, "attention", None)):
         return None
-    return _reason_against(module.attn) or Replacement(_aim, "temporal_attention, frames read as they lie", _clips)
+    return (
+        _reason_against(module.attn)
+        or not_plain(module, *ATTN)
+        or Replacement(
+            _aim, "temporal_attention, frames read as they lie", _clips, uncalled=ATTN, reads=("num_frames", "scale")
+        )
+    )
 
 
-def x_clip_block(module: Any) -> Replacement | str | None:
+def x_clip_block(module: Any) -> Found:
     """``CrossFramelAttentionBlock``: messages over frames where they lie, attention within frames on views."""
     parts = dict.fromkeys(("message_fc", "message_ln", "ln_1", "mlp", "ln_2", "drop_path"))
     attentions = {"attn": nn.MultiheadAttention, "message_attn": nn.MultiheadAttention}
     if not has_parts(module, **attentions, **parts):
         return None
-    return _reason_against(module.attn, module.message_attn) or Replacement(
-        _x_clip, "temporal_attention of the messages, scaled_dot_product_attention on views", _clips
+    uncalled = ("attn", "message_attn", "message_attn.out_proj")
+    return (
+        _reason_against(module.attn, module.message_attn)
+        or not_plain(module, *uncalled)
+        or Replacement(
+            _x_clip,
+            "temporal_attention of the messages, scaled_dot_product_attention on views",
+            _clips,
+            uncalled=uncalled,
+            reads=("T", "num_frames"),
+        )
     )
 
 
@@ -59,7 +76,7 @@ def _fits(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *attention
         and args[0].dim() == 3
         and args[0].shape[1] % _frames(module) == 0
         and module.attn_mask is None
-        and not any(drops(attn, attn.dropout) or hooked(attn, attn.out_proj) for attn in attentions)
+        and not any(drops(attn, attn.dropout) for attn in attentions)
         and _reason_against(*attentions) is None
     )
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.temporal_conv import temporal_conv
-from .rules import Replacement, class_of, random_like
+from .rules import Found, Replacement, class_of, random_like
 
 
-def depthwise_conv3d(module: Any) -> Replacement | str | None:
+def depthwise_conv3d(module: Any) -> Found:
     """``nn.Conv3d(C, C, kernel, padding="same", groups=C)`` with kernel (k, 1, 1), (1, 3, 3) or (3, 3, 3)."""
     if class_of(module) is not nn.Conv3d or module.groups == 1:
         return None
@@ -31,7 +31,8 @@ def depthwise_conv3d(module: Any) -> Replacement | str | None:
     return Replacement(_depthwise, "temporal_conv", lambda m: (random_like(m, 2, m.in_channels, 4, 5, 3),), known=True)
 
 
-def _depthwise(conv: Any, original: Any, x: Tensor) -> Tensor:
+def _depthwise(conv: Any, original: Any, input: Tensor) -> Tensor:
+    x = input
     if x.dim() != 5 or (x.device.type == "cpu" and not _learns(conv, x)):  # on CPUs the library is slow in its backward alone
         return original(x)
     tokens = x.permute(0, 2, 3, 4, 1)  # [B, T, H, W, C]
@@ -44,7 +45,7 @@ def _depthwise(conv: Any, original: Any, x: Tensor) -> Tensor:
     return out if channels_last else out.contiguous()  # what follows may call .view
 
 
-def patches(module: Any) -> Replacement | str | None:
+def patches(module: Any) -> Found:
     """``nn.Conv2d`` or ``nn.Conv3d`` of an image's or a clip's colours whose stride is its kernel: one matrix product."""
     if class_of(module) not in (nn.Conv2d, nn.Conv3d) or module.in_channels > 4 or module.kernel_size != module.stride:
         return None
@@ -56,9 +57,9 @@ def patches(module: Any) -> Replacement | str | None:
     return Replacement(_patches, "one matrix product", lambda m: (random_like(m, 2, m.in_channels, *shape),), known=True)
 
 
-def _patches(conv: Any, original: Any, x: Tensor) -> Tensor:
-    kernel = conv.kernel_size
-    if x.dim() != len(kernel) + 2 or any(size % k for size, k in zip(x.shape[2:], kernel)) or x.numel() == 0:
+def _patches(conv: Any, original: Any, input: Tensor) -> Tensor:
+    x, kernel = input, conv.kernel_size
+    if x.dim() != len(kernel) + 2 or any(size % k for size, k in zip(x.shape[2:], kernel)):
         return original(x)
     grid = [size // k for size, k in zip(x.shape[2:], kernel)]
     cut = x.reshape(*x.shape[:2], *(size for pair in zip(grid, kernel) for size in pair))  # a view: dimensions are split

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.temporal_conv import temporal_conv
-from .rules import Inputs, Replacement, has_parts, hooked, keeps_its_dtype, random_like
+from .rules import Found, Inputs, Replacement, has_parts, keeps_its_dtype, not_plain, random_like
 
 PROJECTIONS = dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), nn.Linear)
 
 
-def attention(module: Any) -> Replacement | None:
+def attention(module: Any) -> Found:
     """``Attention`` that returns its output alone: its scores are not written."""
     if not has_parts(module, **PROJECTIONS) or getattr(module, "return_all_features", None) is not False:
         return None
@@ -42,17 +42,18 @@ def _mixed(module: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return module.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
-def encoder_layer(module: Any) -> Replacement | None:
+def encoder_layer(module: Any) -> Found:
     """``TransformerEncoderLayer`` that returns its features: attention's scores are not among them."""
     if not has_parts(module, attn=None, mlp=None, norm1=None, norm2=None) or not has_parts(module.attn, **PROJECTIONS):
         return None
     if getattr(module, "return_all_features", None) is not True:
         return None
-    return Replacement(_encode, "scaled_dot_product_attention", lambda m: (random_like(m, 2, 5, m.attn.q_proj.in_features),))
+    probe = lambda m: (random_like(m, 2, 5, m.attn.q_proj.in_features),)  # noqa: E731
+    return not_plain(module, "attn") or Replacement(_encode, "scaled_dot_product_attention", probe, uncalled=("attn",))
 
 
 def _encode(layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
-    if kwargs or len(args) != 1 or args[0].dim() != 3 or not layer.return_all_features or hooked(layer.attn):
+    if kwargs or len(args) != 1 or args[0].dim() != 3 or not layer.return_all_features:
         return original(*args, **kwargs)
     normed = layer.norm1(args[0])
     q, k, v = _projected(layer.attn, normed, normed, normed)
@@ -61,12 +62,14 @@ def _encode(layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
     return {"q": q, "k": k, "v": v, "attn_out": mixed, "out": x + layer.mlp(layer.norm2(x))}
 
 
-def decoder(module: Any) -> Replacement | str | None:
+def decoder(module: Any) -> Found:
     """``EVLDecoder``: the depthwise ``Conv1d`` over frames and its residual in one pass, without two transposed copies."""
     if not has_parts(module, decoder_layers=nn.ModuleList, temporal_conv=nn.ModuleList):
         return None
     reason = next((r for conv in module.temporal_conv if (r := _why_not(conv)) is not None), None)
-    return reason or Replacement(_decode, "temporal_conv, which leaves the features as they were", _features)
+    convs = tuple(f"temporal_conv.{i}" for i in range(len(module.temporal_conv)))
+    by = "temporal_conv, which leaves the features as they were"
+    return reason or not_plain(module, *convs) or Replacement(_decode, by, _features, uncalled=convs, stand_in=_stand_in)
 
 
 def _why_not(conv: Any) -> str | None:
@@ -79,13 +82,23 @@ def _why_not(conv: Any) -> str | None:
     return None
 
 
+class _Difference(nn.Module):
+    """In the place of the authors' cross attention between frames, which makes its output on a GPU whatever its input is on."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return (q - k).flatten(3)
+
+
+def _stand_in(module: Any) -> None:
+    if has_parts(module, cross_attention=nn.ModuleList):
+        module.cross_attention = nn.ModuleList(_Difference() for _ in module.cross_attention)
+
+
 def _features(module: Any) -> Inputs:
-    cross = getattr(module, "cross_attention", None)
-    height, width = cross[0].spatial_size if cross else (2, 2)
     channels = module.temporal_conv[0].in_channels
     heads = module.decoder_layers[0].attn.num_heads
     tables = getattr(module, "temporal_pos_embed", None)
-    tokens = random_like(module, 2, len(tables[0]) if tables else 4, height * width + 1, channels)
+    tokens = random_like(module, 2, len(tables[0]) if tables else 4, 5, channels)
     qk = tokens.unflatten(3, (heads, -1))
     return ([{"out": tokens.roll(i, 1), "q": qk, "k": qk.flip(1)} for i in range(len(module.decoder_layers))],)
 
@@ -94,7 +107,7 @@ def _decode(decoder: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
     if kwargs or len(args) != 1 or len(args[0]) != decoder.num_layers or not decoder.enable_temporal_conv:
         return original(*args, **kwargs)
     whole = all(keeps_its_dtype(features["out"]) for features in args[0])
-    if not whole or hooked(*decoder.temporal_conv) or any(_why_not(conv) for conv in decoder.temporal_conv):
+    if not whole or any(_why_not(conv) for conv in decoder.temporal_conv):
         return original(*args, **kwargs)
     x = decoder.cls_token.view(1, 1, -1).repeat(len(args[0][0]["out"]), 1, 1)
     for i, (layer, features) in enumerate(zip(decoder.decoder_layers, args[0])):

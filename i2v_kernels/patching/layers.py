@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..nn.plain import is_plain
 from . import adapter, conv, mlp, shift, timesformer
 from .rules import Replacement, Rule
+from .watch import is_ordinary
 
 __all__ = ["AIMAdapter", "DepthwiseConv3d", "QuickGELUMLP", "STAdapter", "TemporalShift", "TimesformerLayer"]
 
@@ -16,7 +18,9 @@ __all__ = ["AIMAdapter", "DepthwiseConv3d", "QuickGELUMLP", "STAdapter", "Tempor
 def _by(rule: Rule, module: nn.Module, *args: Any) -> Any:
     """What the rule puts in the place of the module's class's own forward, or that."""
     original, found = partial(type(module).forward, module), rule(module)
-    return found.forward(module, original, *args) if isinstance(found, Replacement) else original(*args)
+    if isinstance(found, Replacement) and is_ordinary(args, {}) and is_plain(*map(module.get_submodule, found.uncalled)):
+        return found.forward(module, original, *args)
+    return original(*args)
 
 
 class TimesformerLayer(nn.Module):

@@ -14,25 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .rules import Replacement, class_of, drops, hooked, not_linear, random_like
+from ..nn.plain import is_plain
+from .rules import Found, Replacement, class_of, drops, not_plain, random_like
 
 FACTOR = 1.702
 QUICK_GELU = ("QuickGELU", "QuickGELUActivation")
 GELU = ("GELU", "GELUActivation")
 
 
-def perceptron(module: Any) -> Replacement | str | None:
+def perceptron(module: Any) -> Found:
     """A ``Sequential``, or a module with ``fc1``, ``fc2`` and an activation; dropout and identities may stand between."""
     parts = _parts(module)
     if parts is None:
         return None
     first, activation, second, _ = parts
-    reason = not_linear(first, second)
+    names = {part: name for name, part in module.named_children()}
+    reason = not_plain(module, names[first], names[second], kind=nn.Linear) or not_plain(module, *names.values())
     if reason is not None:
         return reason
     quick = type(activation).__name__ in QUICK_GELU
     by = "QuickGELU in one pass between the products" if quick else "GELU's input alone is kept for backward"
-    return Replacement(_forward, by, lambda m: (random_like(m, 2, 5, first.in_features),))
+    probe = lambda m: (random_like(m, 2, 5, first.in_features),)  # noqa: E731
+    return Replacement(_forward, by, probe, uncalled=tuple(names.values()))
 
 
 def _parts(module: nn.Module) -> tuple[Any, Any, Any, list[Any]] | None:
@@ -64,7 +67,7 @@ def may_fuse(first: nn.Module, activation: nn.Module, second: nn.Module, idle: l
     known = type(activation).__name__ in QUICK_GELU or (
         type(activation).__name__ in GELU and getattr(activation, "approximate", "none") == "none"
     )
-    plain = not_linear(first, second) is None and not hooked(first, activation, second, *idle)
+    plain = is_plain(first, second, kind=nn.Linear) and is_plain(activation, *idle)
     return known and plain and not any(drops(part, getattr(part, "p", 0.0)) for part in idle)
 
 

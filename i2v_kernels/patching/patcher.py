@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -12,9 +13,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from ..nn.plain import PATCHED, is_replaced, why_not_tensors
 from .catalogue import RULES
 from .report import PatchReport, Row
-from .rules import Replacement, Rule, differs
+from .rules import Found, Replacement, Rule
+from .trial import Trials
+from .walk import modules_of
+from .watch import Watch, is_ordinary
 
 Chosen: TypeAlias = "str | type[nn.Module] | Sequence[str | type[nn.Module]] | None"
 
@@ -56,10 +61,11 @@ def patch(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: model is a {type(model).__name__}, but an nn.Module is needed")
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     wanted = _selected(modules, include, "include") if include is not None else set(modules)
     unwanted = _selected(modules, exclude, "exclude") if exclude is not None else set()
-    report, tried = PatchReport(dry_run=dry_run), _Trials()
+    report, tried = PatchReport(dry_run=dry_run), Trials()
+    chosen: list[tuple[nn.Module, Callable[..., Any]]] = []
     for name, module in modules.items():
         found = _first(RULES, module)
         if found is None:
@@ -68,30 +74,31 @@ def patch(
             if name in unwanted or name not in wanted:
                 found = "excluded" if name in unwanted else "not included"
             elif is_patched(module):
-                report.rows.append(Row(name, type(module).__name__, True, f"{found.by} (already)"))
+                by = found[0].by if isinstance(found, tuple) else found.by
+                report.rows.append(Row(name, type(module).__name__, True, f"{by} (already)"))
                 continue
             else:
-                found = _reason_against(module) or tried.reason_against(module, found) or found
-        if isinstance(found, str):
-            report.rows.append(Row(name, type(module).__name__, False, found))
-            continue
-        if not dry_run:
-            _replace(module, found.forward)
-        report.rows.append(Row(name, type(module).__name__, True, found.by))
+                found = _reason_against(module) or _tried(tried, module, found)
+        if isinstance(found, Replacement):
+            chosen.append((module, _forward_of(module, found)))
+        report.rows.append(Row(name, type(module).__name__, *((False, found) if isinstance(found, str) else (True, found.by))))
+    if not dry_run:  # after all has been asked, so that an error leaves the model as it was
+        for module, forward in chosen:
+            _replace(module, forward)
     return report
 
 
 def unpatch(model: nn.Module) -> nn.Module:
     """Undoes ``patch``: every module has its class's forward again. Returns the model.
 
+    Where other code has wrapped the forward since, its wrapper stays and calls the class's own; a ``UserWarning`` names these.
+
     Raises:
         TypeError: model is no ``nn.Module``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"unpatch: model is a {type(model).__name__}, but an nn.Module is needed")
-    for module in model.modules():
-        if is_patched(module):
-            _put_back(module)
+    _undo(modules_of(model))
     return model
 
 
@@ -102,28 +109,41 @@ def patched(model: nn.Module, **options: Any) -> Iterator[PatchReport]:
     Args:
         model, options: as for ``patch``.
     """
-    before = {module for module in model.modules() if is_patched(module)}
+    before = {module for module in modules_of(model).values() if _is_on(module)} if isinstance(model, nn.Module) else set()
     report = patch(model, **options)
     try:
         yield report
     finally:
-        for module in model.modules():
-            if module not in before and is_patched(module):
-                _put_back(module)
+        _undo({name: module for name, module in modules_of(model).items() if module not in before})
 
 
 def is_patched(module: nn.Module) -> bool:
     """Whether ``patch`` replaced this module's forward."""
-    return hasattr(getattr(module.__dict__.get("forward"), "__func__", None), "i2v_kernels_replacement")
+    return _is_on(module) and is_replaced(module)
 
 
-def _replace(module: nn.Module, replacement: Callable[..., Any]) -> None:
+def _is_on(module: nn.Module) -> bool:
+    """Whether it was patched and not put back since, though other code may have wrapped its forward."""
+    return getattr(vars(module).get("_replicate_for_data_parallel"), "__func__", None) is _replicate_for_data_parallel
+
+
+def _forward_of(module: nn.Module, found: Replacement) -> Callable[..., Any]:
+    """The new forward, which runs the class's own in calls for which the replacement has not been proved."""
+    watch, replacement = Watch(module, found.uncalled, found.reads), found.forward
+
     # A method named forward: copies of the module bind it to the copy, and pickles, which look it up by this name in the
     # class, load as the class's own.
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return replacement(self, partial(type(self).forward, self), *args, **kwargs)
+        original = partial(type(self).forward, self)
+        if _is_on(self) and is_ordinary(args, kwargs) and watch.holds(self):
+            return replacement(self, original, *args, **kwargs)
+        return original(*args, **kwargs)
 
-    forward.i2v_kernels_replacement = replacement  # type: ignore[attr-defined]
+    setattr(forward, PATCHED, replacement)
+    return forward
+
+
+def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
     module.__dict__["forward"] = MethodType(forward, module)
     module.__dict__["_replicate_for_data_parallel"] = MethodType(_replicate_for_data_parallel, module)
 
@@ -136,44 +156,48 @@ def _replicate_for_data_parallel(self: nn.Module) -> nn.Module:
     return replica
 
 
-def _put_back(module: nn.Module) -> None:
-    del module.__dict__["forward"], module.__dict__["_replicate_for_data_parallel"]
+def _undo(modules: dict[str, nn.Module]) -> None:
+    wrapped = []
+    for name, module in modules.items():
+        if _is_on(module):
+            del module.__dict__["_replicate_for_data_parallel"]  # without which our forward is the class's own
+            if not is_replaced(module):
+                wrapped.append(name)
+        if is_replaced(module):
+            del module.__dict__["forward"]
+    if wrapped:
+        warnings.warn(
+            f"unpatch: other code has wrapped the forward of {', '.join(wrapped)} since patch: its wrapper stays where it is, "
+            "and calls the class's own forward again",
+            stacklevel=3,
+        )
 
 
-def _first(rules: Sequence[Rule], module: nn.Module) -> Replacement | str | None:
+def _tried(trials: Trials, module: nn.Module, found: Replacement | tuple[Replacement, ...]) -> Replacement | str:
+    """The first that passes its trial, or why the last one does not."""
+    reason = ""
+    for replacement in found if isinstance(found, tuple) else (found,):
+        reason = trials.reason_against(module, replacement) or ""
+        if not reason:
+            return replacement
+    return reason
+
+
+def _first(rules: Sequence[Rule], module: nn.Module) -> Found:
     return next((found for rule in rules if (found := rule(module)) is not None), None)
 
 
 def _reason_against(module: nn.Module) -> str | None:
     own = module.__dict__.get("forward")  # in a pickle that was patched it is the class's
-    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
+    if own is not None and getattr(own, "__func__", None) is not type(module).forward and not is_replaced(module):
         return "its forward has been replaced by other code"
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript module"
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "its weights are parametrised"
-    return None
-
-
-class _Trials:
-    """One trial for all modules that are alike: same class, same rule, same shapes and settings."""
-
-    def __init__(self) -> None:
-        self.reasons: dict[Any, str | None] = {}
-
-    def reason_against(self, module: nn.Module, replacement: Replacement) -> str | None:
-        parts = ((name, type(part), part.extra_repr(), _settings(part)) for name, part in module.named_modules())
-        tensors = ((name, p.shape, p.dtype, p.device) for name, p in module.named_parameters())
-        key = (replacement.by, tuple(parts), tuple(tensors))
-        if key not in self.reasons:
-            self.reasons[key] = differs(module, replacement)
-        return self.reasons[key]
-
-
-def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """The plain values among its attributes."""
-    plain = (bool, int, float, str, tuple, type(None))
-    return tuple((name, repr(value)) for name, value in vars(module).items() if isinstance(value, plain))
+    if any(hasattr(p, "placements") for p in module.parameters()):  # sharded ones are gathered before they are used
+        return None
+    return None if (what := why_not_tensors(module)) is None else f"it {what}"
 
 
 def _selected(modules: dict[str, nn.Module], chosen: Any, argument: str) -> set[str]:

@@ -7,18 +7,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..ops.token_shift import token_shift
-from .rules import Inputs, Replacement, random_like
+from .rules import Found, Inputs, Replacement, random_like
 
 SEGMENTS, DIVISORS = ("n_segment", "num_segments"), ("fold_div", "shift_div")
 
 
-def temporal_shift(module: Any) -> Replacement | str | None:
+def temporal_shift(module: Any) -> Found:
     """``net(shift(x))``, x ``[B * T, C, H, W]``: C/div channels from the next frame, C/div from the previous, zeros outside."""
     if [name for name, _ in module.named_children()] != ["net"] or _numbers(module) is None:
         return None
     if getattr(module, "inplace", False):
         return "it shifts in place"
-    return Replacement(_forward, "token_shift", _inputs)
+    return Replacement(_forward, "token_shift", _inputs, reads=(*SEGMENTS, *DIVISORS))
 
 
 def _numbers(module: Any) -> tuple[int, int] | None:
@@ -37,10 +37,11 @@ def _inputs(module: Any) -> Inputs:
     return (random_like(module, 2 * frames, first.in_channels, 8, 8),)
 
 
-def _forward(module: Any, original: Any, x: Tensor) -> Tensor:
+def _forward(module: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
     frames, divisor = _numbers(module) or (1, 1)
-    if x.dim() != 4 or x.shape[0] % frames or x.numel() == 0:
-        return original(x)
+    if kwargs or len(args) != 1 or args[0].dim() != 4 or args[0].shape[0] % frames:
+        return original(*args, **kwargs)
+    x: Tensor = args[0]
     fold = x.shape[1] // divisor
     tokens = x.permute(0, 2, 3, 1)
     if tokens.stride(-1) == 1 and tokens.is_contiguous():  # channels last

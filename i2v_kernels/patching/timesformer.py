@@ -13,32 +13,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..nn.plain import is_plain
 from ..ops.temporal_attention import temporal_attention
 from . import mlp
-from .rules import Inputs, Replacement, drops, has_parts, hooked, is_class, random_like
+from .rules import Found, Inputs, Replacement, drops, has_parts, is_class, not_plain, random_like
 
 PACKAGE = "transformers.models.timesformer"
 
 
-def self_attention(module: Any) -> Replacement | None:
+def self_attention(module: Any) -> Found:
     """Attention within a frame, or over all tokens: PyTorch's fused attention, on views of the projection."""
     by = "scaled_dot_product_attention"
     if is_class(module, PACKAGE, "TimesformerSelfAttention"):
-        return Replacement(_attend, by, lambda m: (random_like(m, 2, 17, m.qkv.in_features),), known=True)
+        probe = lambda m: (random_like(m, 2, 17, m.qkv.in_features),)  # noqa: E731
+        return not_plain(module, "attn_drop") or Replacement(_attend, by, probe, known=True, uncalled=("attn_drop",))
     parts = {"qkv": nn.Linear, "proj": nn.Linear, "attn_drop": nn.Dropout, "proj_drop": nn.Dropout}
     if has_parts(module, **parts) and len(module._modules) == len(parts):
-        return Replacement(_attend_and_project, by, lambda m: (random_like(m, 2, 17, m.qkv.in_features),))
+        probe = lambda m: (random_like(m, 2, 17, m.qkv.in_features),)  # noqa: E731
+        return not_plain(module, "attn_drop") or Replacement(_attend_and_project, by, probe, uncalled=("attn_drop",))
     return None
 
 
-def _attend(module: Any, original: Any, hidden_states: Tensor, output_attentions: bool = False) -> Any:
-    if output_attentions or drops(module, module.attn_drop.p) or hooked(module.attn_drop):
-        return original(hidden_states, output_attentions)
+def _attend(module: Any, original: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if _asked(*args, **kwargs) or hidden_states.dim() != 3 or drops(module, module.attn_drop.p):
+        return original(hidden_states, *args, **kwargs)
     return (_within_rows(module, hidden_states),)
 
 
+def _asked(output_attentions: bool = False, **others: Any) -> bool:
+    """Whether more than the output is asked for: attentions have shapes of the original's choice."""
+    return bool(output_attentions or others)
+
+
 def _attend_and_project(module: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
-    if len(args) != 1 or kwargs or args[0].dim() != 3 or drops(module, module.attn_drop.p) or hooked(module.attn_drop):
+    if len(args) != 1 or kwargs or args[0].dim() != 3 or drops(module, module.attn_drop.p):
         return original(*args, **kwargs)
     return module.proj_drop(module.proj(_within_rows(module, args[0])))
 
@@ -49,17 +57,21 @@ def _within_rows(module: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=module.scale).transpose(1, 2).flatten(2)
 
 
-def divided_layer(module: Any) -> Replacement | None:
+def divided_layer(module: Any) -> Found:
     """Divided attention: over frames where they lie, and one copy in place of five between the two layouts."""
     by = "temporal_attention, frames read as they lie"
     if is_class(module, PACKAGE, "TimesformerLayer") and module.attention_type == "divided_space_time":
-        return Replacement(_layer, by, _layer_inputs, known=True)
+        uncalled = tuple(f"temporal_attention{part}" for part in ("", ".attention", ".attention.attn_drop", ".output"))
+        uncalled += ("intermediate.intermediate_act_fn",)
+        return not_plain(module, *uncalled) or Replacement(_layer, by, _layer_inputs, known=True, uncalled=uncalled)
     attention, time_attention = (getattr(module, name, None) for name in ("attn", "temporal_attn"))
     if has_parts(module, temporal_fc=nn.Linear, temporal_norm1=None, norm1=None, norm2=None, mlp=None) and all(
         isinstance(part, nn.Module) and has_parts(part, qkv=nn.Linear, proj=nn.Linear, attn_drop=nn.Dropout)
         for part in (attention, time_attention)
     ):
-        return Replacement(_block, by, lambda m: (random_like(m, 2, 25, m.temporal_fc.in_features), 2, 4, 2))
+        probe = lambda m: (random_like(m, 2, 25, m.temporal_fc.in_features), 2, 4, 2)  # noqa: E731
+        uncalled = ("temporal_attn", "temporal_attn.attn_drop")
+        return not_plain(module, *uncalled) or Replacement(_block, by, probe, uncalled=uncalled)
     return None
 
 
@@ -80,10 +92,9 @@ class _Divided(NamedTuple):
     attention: Callable[[Tensor], Tensor]
     feed_forward: Callable[[Tensor], Tensor]
     drop_path: Any
-    uncalled: tuple[Any, ...]  # modules around these, whose parts alone are called
 
 
-def _layer(layer: Any, original: Any, hidden_states: Tensor, output_attentions: bool = False) -> Any:
+def _layer(layer: Any, original: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
     """transformers' ``TimesformerLayer``."""
     temporal = layer.temporal_attention
     parts = _Divided(
@@ -95,18 +106,17 @@ def _layer(layer: Any, original: Any, hidden_states: Tensor, output_attentions: 
         lambda x: layer.attention(x)[0],
         lambda x: _feed_forward(layer, layer.layernorm_after(x)),
         layer.drop_path,
-        (temporal, temporal.attention, temporal.output),
     )
     frames, width = layer.config.num_frames, layer.config.image_size // layer.config.patch_size
-    if output_attentions or not _fits(parts, hidden_states, frames, width):  # attentions: shapes of the original's choice
-        return original(hidden_states, output_attentions)
+    if _asked(*args, **kwargs) or hidden_states.dim() != 3 or not _fits(parts, hidden_states, frames, width):
+        return original(hidden_states, *args, **kwargs)
     return (_divided(parts, hidden_states, frames),)
 
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
     inner, outer = layer.intermediate, layer.output
     activation, idle = inner.intermediate_act_fn, [inner.dropout, outer.dropout]
-    if not hooked(inner, outer) and mlp.may_fuse(inner.dense, activation, outer.dense, idle):
+    if is_plain(inner, outer) and mlp.may_fuse(inner.dense, activation, outer.dense, idle):
         return mlp.fused(x, inner.dense, activation, outer.dense)
     return outer(inner(x))
 
@@ -126,7 +136,6 @@ def _block(block: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         block.attn,
         lambda x: block.mlp(block.norm2(x)),
         block.drop_path,
-        (temporal,),
     )
     if x.dim() != 3 or clips != len(x) or not _fits(parts, x, frames, width):
         return original(*args, **kwargs)
@@ -134,9 +143,8 @@ def _block(block: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _fits(parts: _Divided, x: Tensor, frames: int, width: int) -> bool:
-    dropout = parts.time_attention.attn_drop
     whole = (x.shape[1] - 1) % (frames * width) == 0  # else it is the original's error, or what it cuts off
-    return whole and not drops(parts.time_attention, dropout.p) and not hooked(dropout, *parts.uncalled)
+    return whole and not drops(parts.time_attention, parts.time_attention.attn_drop.p)
 
 
 def _divided(parts: _Divided, x: Tensor, frames: int) -> Tensor:
@@ -161,10 +169,10 @@ def _projected(parts: _Divided, x: Tensor, clips: int) -> Tensor:
     (first, dropout), second, channels = parts.time_output, parts.time_second, x.shape[-1]
     if (
         x.numel() <= channels**2
-        or not type(first) is type(second) is nn.Linear
+        or not is_plain(first, second, kind=nn.Linear)
         or not isinstance(parts.drop_path, nn.Identity)
         or drops(dropout, getattr(dropout, "p", 0.0))
-        or hooked(first, dropout, parts.drop_path, second)
+        or not is_plain(dropout, parts.drop_path)
     ):
         # Stochastic depth draws once for each patch.
         return second(parts.drop_path(dropout(first(x))).view(clips, -1, channels))
