@@ -120,6 +120,7 @@ class Op:
                 LIBRARY.impl(f"{name}_by_name", run, "CPU")
             else:
                 LIBRARY.impl(name, run, "CPU")
+            LIBRARY.impl(name, _with_memory(getattr(torch.ops.i2v_kernels, name)), "ZeroTensor")
             torch.library.register_fake(f"i2v_kernels::{name}", fake, lib=LIBRARY)
         self.forward_op = getattr(torch.ops.i2v_kernels, self.name).default
         inputs = self.forward_op._schema.arguments[:-1]
@@ -333,6 +334,16 @@ class Op:
             if not self._direct(given):
                 return self.backward_op(*given, backend.name if isinstance(backend, Backend) else backend)
             return backend.backward(*given) if isinstance(backend, Backend) else self._backward(*args)
+
+
+def _with_memory(op: Any) -> Callable[..., Any]:
+    """The op for zeros that have no memory: PyTorch would lend them that of a single number."""
+
+    def run(*args: Any) -> Any:
+        zeros = (isinstance(arg, Tensor) and arg._is_zerotensor() for arg in args)
+        return op(*(torch.zeros(a.shape, dtype=a.dtype, device=a.device) if zero else a for a, zero in zip(args, zeros)))
+
+    return run
 
 
 def _autograd_function(op: Op, run: Callable[..., Any]) -> Any:

@@ -13,7 +13,7 @@ from .opinfo import OpInfo, Sample, pixels, randn
 SIDE = 4  # of the patches of the first sample
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
-GREY = torch.tensor([123, 117, 104], dtype=torch.uint8)  # the pixel next to CLIP's mean
+GREY = (123, 117, 104)  # the pixel next to CLIP's mean
 
 
 def _parameters(channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -23,6 +23,7 @@ def _parameters(channels: int, height: int, width: int) -> tuple[Tensor, Tensor]
 def _samples() -> list[Sample]:
     frames, (weight, bias) = pixels(2, 3, 8, 12), _parameters(10, SIDE, SIDE)
     wide = pixels(2, 6, 16, 24)
+    grey = pixels(1, 2, 28, 28) % 2 + torch.tensor(GREY, dtype=torch.uint8, device="cpu")
     return [
         Sample("plain", (frames, weight, bias), CLIP),
         Sample("no bias", (frames, weight), CLIP),
@@ -40,7 +41,7 @@ def _samples() -> list[Sample]:
         Sample("C=150, patches of 14", (pixels(1, 2, 28, 42), *_parameters(150, 14, 14)), CLIP),
         Sample("patches of 16", (pixels(1, 2, 32, 48), *_parameters(70, 16, 16)), CLIP),
         # what would be far smaller than the sums it comes from, were pixels counted from 0
-        Sample("grey", (pixels(1, 2, 28, 28) % 2 + GREY, *_parameters(20, 14, 14)), CLIP),
+        Sample("grey", (grey, *_parameters(20, 14, 14)), CLIP),
         Sample("bright, of one sign", (pixels(1, 2, 32, 32) // 23 + 110, _parameters(10, 16, 16)[0].abs()), CLIP),
         Sample("one frame", (frames[:, :1], weight, bias), CLIP),
         Sample("no frames", (frames[:, :0], weight, bias), CLIP),

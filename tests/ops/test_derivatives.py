@@ -4,6 +4,8 @@ a 0 that is none.
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -225,6 +227,36 @@ def test_in_place_with_tangents_and_batches():
         grad(lambda x: i2v.token_shift_(x, **shift).sum())(x)
     with pytest.raises(NotImplementedError, match=r"token_shift_: backend='cpu' has no rule"):
         vmap(lambda x: i2v.token_shift_(x, **shift, backend="cpu"))(many)
+
+
+@pytest.mark.parametrize("info, sample", FIRST)
+def test_forward_mode_in_another_thread_changes_nothing(info, sample):
+    """Its level counts for all threads; here nothing is a dual number."""
+    call, tensors = function(info, sample)
+
+    def step(done):
+        leaves = with_grad(tensors)
+        out = call(*leaves)
+        grads = torch.autograd.grad(out.sin().sum(), leaves)
+        with torch.no_grad():
+            done.append([out, call(*leaves), *grads])
+
+    want, got = [], []
+    step(want)
+    with forward_ad.dual_level():
+        thread = threading.Thread(target=step, args=(got,))
+        thread.start()
+        thread.join()
+    assert all(torch.equal(g, w) for g, w in zip(got[0], want[0], strict=True))
+
+
+def test_a_zero_that_has_no_memory():
+    """Derivatives may hold such tensors; a kernel that reads memory would end the process."""
+    x, weight = torch._efficientzerotensor((1, 2, 3, 4)), torch.randn(4, 4, requires_grad=True)
+    assert x._is_zerotensor() and not base.OPS["lora_linear"]._direct((x, weight))
+    assert not i2v.token_shift(x, [(4, 1)]).any()
+    out = i2v.lora_linear(x, weight, weight, weight)
+    assert not out.any() and not torch.autograd.grad(out, weight, torch._efficientzerotensor(out.shape))[0].any()
 
 
 def test_backward_ops_by_themselves_say_that_they_end_here():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -142,6 +143,24 @@ def test_explain(info, sample):
     assert i2v.explain(info.op, *sample.args, **sample.kwargs, backend="reference").backend == "reference"
 
 
+def test_explain_is_of_its_thread():
+    """What others call meanwhile is computed, and not part of the answer."""
+    x, done = torch.randn(1, 2, 3, 4), []
+
+    def elsewhere():
+        done.extend((i2v.token_shift(x, [(4, 1)]), i2v.explain(i2v.token_shift, x, [(1, 1)], backend="reference")))
+
+    calls = []
+    with base.OPS["token_shift"].recording(calls):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert calls == []
+        i2v.token_shift(x, [(2, 1)])
+    assert len(calls) == 1 and calls[0][1] == [2]
+    assert torch.equal(done[0], i2v.token_shift(x, [(4, 1)])) and done[1].backend == "reference"
+
+
 def test_explain_refuses_other_functions():
     with pytest.raises(TypeError, match="not an op of i2v_kernels"):
         i2v.explain(torch.nn.functional.relu, torch.zeros(1))
@@ -156,8 +175,7 @@ def test_meta_tensors_have_shape_without_memory(info, sample):
 
 def test_backend_from_the_environment():
     code = (
-        "import torch, i2v_kernels as i2v; x = torch.zeros(1, 2, 3, 4);"
-        "print(i2v.explain(i2v.token_shift, x, [(1, 1)]).backend)"
+        "import torch, i2v_kernels as i2v; x = torch.zeros(1, 2, 3, 4);print(i2v.explain(i2v.token_shift, x, [(1, 1)]).backend)"
     )
 
     def run(value):
@@ -168,3 +186,24 @@ def test_backend_from_the_environment():
     assert run("reference").stdout.strip() == "reference"
     assert "I2V_KERNELS_BACKEND='magic'" in run("magic").stderr
     assert "cannot run this call" in run("cuda").stderr
+
+
+def test_a_backend_from_the_environment_is_for_the_ops_that_have_it():
+    code = (
+        "import torch, i2v_kernels as i2v; from i2v_kernels import info;"
+        "x, w = torch.ones(1, 2, 3, 4), torch.ones(4, 4);"
+        "print(i2v.explain(i2v.lora_linear, x, w, w, w)); print(i2v.lora_linear(x, w, w, w)[0, 0, 0]);"
+        "print(i2v.temporal_attention(torch.ones(1, 200, 1, 1, 4), *[torch.ones(1, 200, 1, 1, 4)] * 2).sum());"
+        "print(info.report())"
+    )
+    env = {"I2V_KERNELS_BACKEND": "library"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert "-> library    asked for by I2V_KERNELS_BACKEND=library" in done.stdout and "tensor(800.)" in done.stdout, (
+        done.stderr
+    )
+    assert "first choice that can run (I2V_KERNELS_BACKEND=library: token_shift has no such backend)" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"I2V_KERNELS_BACKEND": "triton"}, check=False
+    )
+    assert "-> library    first choice that can run (I2V_KERNELS_BACKEND=triton: lora_linear has no such" in done.stdout
+    assert "temporal_attention: backend='triton' cannot run this call" in done.stderr

@@ -29,7 +29,7 @@ def bytes_are_fast() -> bool:
     """
     if not _extension.load()[0].build_info()["vnni"]:
         return False
-    rows = torch.full((64, 256), 127, dtype=torch.int8)
+    rows = torch.full((64, 256), 127, dtype=torch.int8, device="cpu")
     try:
         sums = torch._int_mm(rows, rows[:48].t())
     except RuntimeError:  # a build without such a product
@@ -50,15 +50,16 @@ def _fill(out: Tensor, frames: Tensor, weight: Tensor, bias: Tensor | None, mean
     """Fills ``[rows, C]``, or returns False: a channel's weights are not finite, or do not suit whole numbers."""
     matrix, vector = fold(weight, bias, mean, std)
     channels, size = matrix.shape
-    digits = torch.empty(DIGITS * channels, size, dtype=torch.int8)
-    correction = torch.empty(DIGITS, channels, dtype=torch.int32)  # for pixels are counted from 128, not from the centre
-    scale = torch.empty(channels)
+    # Whatever default dtype and default device are set.
+    digits = torch.empty(DIGITS * channels, size, dtype=torch.int8, device="cpu")
+    correction = torch.empty(DIGITS, channels, dtype=torch.int32, device="cpu")  # for pixels are counted from 128, not from m
+    scale = torch.empty(channels, dtype=torch.float32, device="cpu")
     if not _extension.compiled("split_weight")(matrix, centre(mean), digits, correction, scale):
         return False
     count = 4 * block_count(out.device, DIGITS * channels * 4)  # as blocks.rows_of_a_block: each product packs the digits
     parts = out.tensor_split(max(1, -(-len(out) // count)))
-    rows = torch.empty(len(parts[0]), size, dtype=torch.int8)
-    sums = torch.empty(len(parts[0]), DIGITS * channels, dtype=torch.int32)
+    rows = torch.empty(len(parts[0]), size, dtype=torch.int8, device="cpu")
+    sums = torch.empty(len(parts[0]), DIGITS * channels, dtype=torch.int32, device="cpu")
     first = 0
     for part in parts:
         pixels, products = rows[: len(part)], sums[: len(part)]
