@@ -29,14 +29,11 @@ def is_plain(*modules: nn.Module, kind: type[nn.Module] | None = None) -> bool:
         or hooks_of_all._global_backward_pre_hooks
     ):
         return False
-    for module in modules:
-        if why_not_plain(module, kind) is not None:
-            return False
-    return True
+    return all(why_not_plain(module, kind) is None for module in modules)
 
 
 def why_not_plain(module: nn.Module, kind: type[nn.Module] | None = None) -> str | None:
-    """What makes ``is_plain`` say no to this module, to follow its name; hooks of all modules do not count, they come and go."""
+    """What makes ``is_plain`` say no to this module, to follow its name; hooks of all modules do not count: they pass."""
     cls, own = type(module), module.__dict__
     if kind is not None and cls is not kind:
         package = cls.__module__.split(".")[0]

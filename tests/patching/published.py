@@ -207,7 +207,7 @@ class EVLDecoderLayer(nn.Module):
 
 
 class EVLDecoder(nn.Module):
-    """Without cross attention between frames, which the authors' code makes on a GPU alone."""
+    """At first without cross attention between frames, which the authors' code makes on a GPU alone."""
 
     def __init__(self, channels: int, heads: int, frames: int, layers: int) -> None:
         super().__init__()
@@ -229,6 +229,8 @@ class EVLDecoder(nn.Module):
             rows = self.temporal_conv[i](rows).view(clips, tokens, channels, frames).permute(0, 3, 1, 2).contiguous()
             seen += rows
             seen += self.temporal_pos_embed[i].view(1, frames, 1, channels)
+            if self.enable_temporal_cross_attention:
+                seen += self.cross_attention[i](in_features[i]["q"], in_features[i]["k"])
             x = layer(x, seen.flatten(1, 2))
         return x
 
