@@ -138,7 +138,8 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
         return None
     kind = kinds[0]
     if typing.get_origin(kind) is tuple and isinstance(value, (tuple, list)) and len(value) == len(typing.get_args(kind)):
-        return tuple(_plain(name, part, int) for part in value)
+        if all(isinstance(part, Integral) and not isinstance(part, bool) for part in value):
+            return tuple(map(int, value))
     if kind is str and isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
     if kind is bool and isinstance(value, bool):

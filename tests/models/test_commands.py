@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from i2v_kernels.video import write_video
 from i2v_models import checkpoint, predict
@@ -204,3 +206,140 @@ def test_command_line_is_the_dataclass():
     assert views == (4, 3)
     text = parser(TrainConfig, "train").format_help()
     assert "default: None" not in text and "--accumulate ACCUMULATE" in text
+
+
+def test_eval_leaves_out_what_has_no_label_and_says_so(workplace, trained, tmp_path, capsys):
+    videos = sorted((workplace / "data").glob("*/[0-9].mp4"))
+    table = tmp_path / "test.csv"
+    rows = [f"{path},{path.parent.name}" for path in videos[:3]] + [f"{path}," for path in videos[3:5]]
+    noise = workplace / "data" / "getting_darker" / "noise.mp4"
+    table.write_text("\n".join(["path,label", *rows, f"{noise},getting_darker\n"]))
+    output = tmp_path / "out.json"
+    common = ["--checkpoint", str(trained), "--workers", "0", "--output", str(output)]
+    eval_command.main([*common, "--data", str(table)])
+    result = json.loads(output.read_text())
+    assert (result["videos"], result["top1"]) == (3, 1.0)
+    assert set(result["left_out"]) == {str(path) for path in videos[3:5]} | set(result["bad"])
+    said = capsys.readouterr().out
+    assert "top-1 100.00%, top-5 100.00% on 3 videos; left out: 2 without a label, 1 that cannot be read" in said
+    for lines, text in (
+        ([f"{path},{number}" for number, path in enumerate(videos[:2])], "labels classes by number, the model was trained on"),
+        ([f"{path}," for path in videos[:2]], "has no video with a label"),
+    ):
+        table.write_text("\n".join(["path,label", *lines]) + "\n")
+        with pytest.raises(SystemExit, match=f"error: data=.*{text}"):
+            eval_command.main([*common, "--data", str(table)])
+
+
+def test_eval_of_nothing_readable_is_no_accuracy_of_0(workplace, trained, tmp_path):
+    table = tmp_path / "test.csv"
+    bad = [workplace / "data" / "getting_darker" / name for name in ("noise.mp4", "empty.mp4")]
+    table.write_text("path,label\n" + "".join(f"{path},getting_darker\n" for path in bad))
+    arguments = ["--checkpoint", str(trained), "--workers", "0", "--data", str(table), "--output", str(tmp_path / "out.json")]
+    with pytest.raises(SystemExit, match=r"error: there is no video to score; 2 were left out \(.*noise.mp4: "):
+        eval_command.main(arguments)
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_classes_that_are_numbers(workplace, tmp_path):
+    videos = sorted((workplace / "data").glob("*/[0-9].mp4"))
+    table, output = tmp_path / "numbers.csv", tmp_path / "out.json"
+    table.write_text("path,label\n" + "".join(f"{path},{int(path.parent.name == 'getting_darker')}\n" for path in videos))
+    train_command.main(arguments(workplace, tmp_path / "run", data=table, steps=2))
+    common = ["--checkpoint", str(tmp_path / "run"), "--workers", "0", "--output", str(output)]
+    eval_command.main([*common, "--data", str(table)])
+    assert {line["label"] for line in json.loads(output.read_text())["predictions"]} == {0, 1}
+    table.write_text(f"path,label\n{videos[0]},0\n{videos[1]},2\n")
+    with pytest.raises(SystemExit, match="has the label 2; the model has classes 0 to 1"):
+        eval_command.main([*common, "--data", str(table)])
+    with pytest.raises(SystemExit, match="classes the model does not know: getting_brighter, getting_darker"):
+        eval_command.main([*common, "--data", str(workplace / "data")])
+    table.write_text(f"path,label\n{videos[0]},0\n{videos[1]},1000000000\n")
+    with pytest.raises(SystemExit, match=r"must number classes 0, 1, ... below 1000000, got 1000000000: "):
+        train_command.main(arguments(workplace, tmp_path / "other", data=table))
+
+
+def test_a_result_that_cannot_be_written_is_found_first_and_printed_anyway(workplace, trained, tmp_path, monkeypatch, capsys):
+    common = ["--checkpoint", str(trained), "--workers", "0", "--data", str(workplace / "data")]
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(eval_command, "evaluate", lambda *_, **__: pytest.fail("it was tested"))
+        for output in (tmp_path, tmp_path / "file" / "out.json"):
+            with pytest.raises(SystemExit, match=f"error: {output} cannot be written"):
+                eval_command.main([*common, "--output", str(output)])
+
+    def full(path, content):
+        raise OSError(f"{path} cannot be written: [Errno 28] No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_json", full)
+    with pytest.raises(SystemExit, match=r"error: .*out.json cannot be written"):
+        eval_command.main([*common, "--output", str(tmp_path / "new" / "out.json")])
+    assert "top-1 100.00%" in capsys.readouterr().out
+
+
+def test_eval_on_a_run_that_is_not_one(workplace, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    record = json.loads((run / "config.json").read_text())
+    common = ["--checkpoint", str(run), "--workers", "0", "--data", str(workplace / "data")]
+    for change, text in (
+        ({"classes": ["a", "b", "c"]}, "state does not fit this model: fc.bias is"),
+        ({"classes": None}, "is not of a training run: it has no classes"),
+        ({"spatial": "flash"}, "spatial='flash' cannot be used"),
+    ):
+        (run / "config.json").write_text(json.dumps(record | change))
+        with pytest.raises(SystemExit, match=f"error: .*{text}"):
+            eval_command.main(common)
+    eval_command.main([*common, "--spatial", "sdpa"])
+    (run / "config.json").write_text(json.dumps({name: record[name] for name in record if name not in ("method", "flip")}))
+    with pytest.raises(SystemExit, match="is not of a training run: it has no method"):
+        eval_command.main(common)
+    (run / "config.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"config.json cannot be read"):
+        eval_command.main(common)
+
+
+def test_weights_that_were_moved_are_given_anew(workplace, tmp_path):
+    state = open_clip.create_model("tiny-vit").state_dict()
+    old, new, other = (tmp_path / name for name in ("old.pt", "new.safetensors", "other.pt"))
+    torch.save(state, old)
+    torch.save(state | {"logit_scale": state["logit_scale"] + 1}, other)
+    output = tmp_path / "run"
+    train_command.main(arguments(workplace, output, pretrained=old, steps=2))
+    save_file({name: value.contiguous() for name, value in state.items()}, new)
+    old.unlink()
+    common = ["--checkpoint", str(output), "--workers", "0", "--data", str(workplace / "data")]
+    with pytest.raises(SystemExit, match=r"error: pretrained='.*old.pt' cannot be loaded"):
+        eval_command.main(common)
+    eval_command.main([*common, "--pretrained", str(new)])
+    with pytest.raises(SystemExit, match=r"error: pretrained='.*other.pt' holds other weights .* than the run began with"):
+        eval_command.main([*common, "--pretrained", str(other)])
+    with pytest.raises(SystemExit, match=r"error: cannot resume .*pretrained_digest was '.*', is '"):
+        train_command.main(arguments(workplace, output, pretrained=other, steps=3))
+    train_command.main(arguments(workplace, output, pretrained=new, steps=3))
+    assert checkpoint.load(output).step == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_stop_saves_and_ends_with_its_code(workplace, tmp_path, number, monkeypatch, capsys):
+    save = checkpoint.save
+
+    def save_and_be_told(folder, step, *rest, **options):
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return save(folder, step, *rest, **options)
+
+    monkeypatch.setattr(checkpoint, "save", save_and_be_told)
+    with pytest.raises(SystemExit) as end:
+        train_command.main(arguments(workplace, tmp_path / "run"))
+    assert end.value.code == 128 + number and checkpoint.load(tmp_path / "run").step in (2, 3)
+    assert f"{number.name}: step " in capsys.readouterr().err
+    test = ["--checkpoint", "c", "--data", "d"]
+    for command, name, argv in (
+        (train_command, "prepare", arguments(workplace, tmp_path / "run")),
+        (eval_command, "load_run", test),
+    ):
+        monkeypatch.setattr(command, name, lambda *_, **__: os.kill(os.getpid(), number))  # before the first step
+        with pytest.raises(SystemExit) as end:
+            command.main(argv)
+        assert end.value.code == 128 + number
