@@ -137,9 +137,10 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
     if value is None and type(None) in kinds:
         return None
     kind = kinds[0]
-    if typing.get_origin(kind) is tuple and isinstance(value, (tuple, list)) and len(value) == len(typing.get_args(kind)):
-        if all(isinstance(part, Integral) and not isinstance(part, bool) for part in value):
-            return tuple(map(int, value))
+    parts = value if isinstance(value, (tuple, list)) else ()
+    whole = all(isinstance(part, Integral) and not isinstance(part, bool) for part in parts)
+    if typing.get_origin(kind) is tuple and whole and len(parts) == len(typing.get_args(kind)):
+        return tuple(map(int, parts))
     if kind is str and isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
     if kind is bool and isinstance(value, bool):
