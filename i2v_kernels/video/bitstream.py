@@ -60,6 +60,23 @@ class IntraPictures(Pictures):
         return Picture(1, None, True)
 
 
+class JpegPictures(Pictures):
+    """A picture stands alone if it brings its tables along, or if none ever does, as is usual in AVI."""
+
+    tables = False  # have been told by a packet
+
+    def picture(self, data: memoryview) -> Picture:
+        found, at = set(), 2
+        if bytes(data[:2]) != b"\xff\xd8":
+            raise UnreadableError
+        while data[at] == 0xFF and data[at + 1] != 0xDA:  # up to the picture itself
+            found.add(data[at + 1])
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if data[at + 1] != 0xFF else 1
+        alone = 0xDB in found and bool(found & {0xC0, 0xC1, 0xC2}) and (0xC4 in found or not self.tables)
+        self.tables = self.tables or 0xC4 in found
+        return Picture(1, None, alone)
+
+
 class Vp8Pictures(Pictures):
     def picture(self, data: memoryview) -> Picture:
         shown = data[0] >> 4 & 1
@@ -380,7 +397,8 @@ class HevcPictures(NalPictures):
 
 _READERS: dict[str, type[Pictures]] = {
     "h264": H264Pictures, "hevc": HevcPictures, "vp8": Vp8Pictures, "vp9": Vp9Pictures, "av1": Av1Pictures,
-    **dict.fromkeys(("mjpeg", "png", "prores", "dnxhd", "rawvideo", "huffyuv", "ffvhuff", "v210"), IntraPictures),
+    "mjpeg": JpegPictures,
+    **dict.fromkeys(("png", "prores", "dnxhd", "rawvideo", "huffyuv", "ffvhuff", "v210"), IntraPictures),
 }  # fmt: skip
 _STORED = {"mov", "mp4", "matroska", "webm"}  # containers in which each packet carries its time of display
 
@@ -389,7 +407,7 @@ def pictures_of(container: Any, stream: Any) -> Pictures:
     """The reader of a stream's packets; an `UnprovableError` where no packet could prove enough."""
     codec, formats = stream.codec_context.codec.canonical_name, set(container.format.name.split(","))
     reader = _READERS.get(codec)
-    if not (formats & _STORED or (reader is IntraPictures and "avi" in formats)):
+    if not (formats & _STORED or (reader in (IntraPictures, JpegPictures) and "avi" in formats)):
         raise UnprovableError(f"{container.format.name} files do not store the time of each frame")
     if reader is None:
         raise UnprovableError(f"{codec} pictures cannot be told by their packets")

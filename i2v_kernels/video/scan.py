@@ -25,7 +25,7 @@ class _Packet(NamedTuple):
     pts: int
     picture: Picture
     discard: bool
-    crc: int  # of one that decoding can begin at
+    crc: int | None  # of one that decoding can begin at, and that a seek leads to
 
 
 def read_index(path: StrPath) -> VideoIndex:
@@ -68,18 +68,19 @@ def _by_times(path: StrPath, container: Any, stream: Any) -> tuple[Any, dict[str
     if first is None or not packets:
         raise VideoError(path, f"no frame decodes{trouble}")
     _prove(packets, reader, "mov" in container.format.name)
-    shown = sorted(packet for packet in packets if packet.picture.shown and not packet.discard)
+    shown = [packet for packet in packets if packet.picture.shown and not packet.discard]
+    shown.sort(key=lambda packet: packet.pts)
     if not shown:
         raise VideoError(path, "none of its frames are to be shown")
     promised = len(stream.index_entries)
     if damage is None and (len(packets) < promised or broken):
         damage = f"truncated: {len(packets)} of {max(promised, stream.frames)} frames are there"
-    starts = [i for i, packet in enumerate(shown) if packet.picture.start]
+    marks = {i: Mark(packet.pts, packet.crc) for i, packet in enumerate(shown) if packet.crc is not None}
     return first, {
         "count": len(shown),
         "pts": tuple(packet.pts for packet in shown),
-        "key_frames": tuple(starts),
-        "marks": tuple(Mark(shown[i].pts, shown[i].crc) for i in starts),
+        "key_frames": tuple(marks),
+        "marks": tuple(marks.values()),
         "time_base": stream.time_base,
         "skipped": sum(packet.discard for packet in packets),
         "damage": damage,
@@ -91,7 +92,8 @@ def _read(reader: Pictures, packet: Any) -> _Packet:
     picture = reader.read(data)
     if packet.pts is None:
         raise UnprovableError("it has packets without a time")
-    return _Packet(packet.pts, picture, packet.is_discard, crc32(data) if picture.start else 0)
+    found = picture.start and packet.is_keyframe  # by a seek, which leads to what the container takes for key frames
+    return _Packet(packet.pts, picture, packet.is_discard, crc32(data) if found else None)
 
 
 def _prove(packets: list[_Packet], reader: Pictures, told_by_container: bool) -> None:
