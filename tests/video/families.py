@@ -10,6 +10,8 @@ from pathlib import Path
 import av
 import torch
 
+from bench.packed import pack
+
 from .clips import coded_frames, encode
 from .field_writer import write_fields
 
@@ -89,27 +91,7 @@ def remuxed(source: Make, suffix: str, target: Path, *, first: int = 0, invented
 
 
 def packed(target: Path) -> Path:
-    """DivX's and XviD's B-frames in AVI: each in the packet of a frame that it is predicted from; an empty frame follows."""
-    start = b"\0\0\1\xb6"
-    path = target.with_suffix(".avi")
-    with av.open(str(coded("mpeg4 one b", "avi", target.with_name("unpacked")))) as old, av.open(str(path), "w") as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
-        packets = [(bytes(packet), packet.is_keyframe) for packet in old.demux(video=0) if packet.size]
-        head = packets[0][0].index(start)
-        packets[0] = packets[0][0][:head] + b"\0\0\1\xb2DivX503b1393p" + packets[0][0][head:], True
-        out: list[tuple[bytes, bool]] = []
-        for data, key in packets:
-            if data[data.index(start) + 4] >> 6 == 2:
-                out[-1] = out[-1][0] + data, out[-1][1]
-                out.append((start + b"\x50\0\x1f", False))
-            else:
-                out.append((data, key))
-        for i, (data, key) in enumerate(out):
-            packet = av.Packet(data)
-            packet.stream, packet.pts, packet.dts, packet.time_base = stream, i, i, stream.time_base
-            packet.is_keyframe = key
-            new.mux(packet)
-    return path
+    return pack(coded("mpeg4 one b", "avi", target.with_name("unpacked")), target.with_suffix(".avi"))
 
 
 def joined(first: Make, second: Make, target: Path) -> Path:
