@@ -14,11 +14,39 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from .bitstream import Picture, Pictures, UnprovableError, pictures_of
+from .bitstream import (
+    Av1Pictures,
+    IntraPictures,
+    JpegPictures,
+    Picture,
+    Pictures,
+    UnprovableError,
+    Vp8Pictures,
+    Vp9Pictures,
+)
 from .counting import count
 from .errors import VideoError
+from .nal import H264Pictures, HevcPictures
 from .opening import decoded, failures, opened, reason_of
 from .types import Mark, StrPath, VideoIndex
+
+_READERS: dict[str, type[Pictures]] = {
+    "h264": H264Pictures, "hevc": HevcPictures, "vp8": Vp8Pictures, "vp9": Vp9Pictures, "av1": Av1Pictures,
+    "mjpeg": JpegPictures,
+    **dict.fromkeys(("png", "prores", "dnxhd", "rawvideo", "huffyuv", "ffvhuff", "v210"), IntraPictures),
+}  # fmt: skip
+_STORED = {"mov", "mp4", "matroska", "webm"}  # containers in which each packet carries its time of display
+
+
+def _pictures_of(container: Any, stream: Any) -> Pictures:
+    """The reader of a stream's packets; an `UnprovableError` where no packet could prove enough."""
+    codec, formats = stream.codec_context.codec.canonical_name, set(container.format.name.split(","))
+    reader = _READERS.get(codec)
+    if not (formats & _STORED or (reader in (IntraPictures, JpegPictures) and "avi" in formats)):
+        raise UnprovableError(f"{container.format.name} files do not store the time of each frame")
+    if reader is None:
+        raise UnprovableError(f"{codec} pictures cannot be told by their packets")
+    return reader(stream.codec_context.extradata or b"")
 
 
 class _Packet(NamedTuple):
@@ -43,7 +71,7 @@ def read_index(path: StrPath) -> VideoIndex:
 
 def _by_times(path: StrPath, container: Any, stream: Any) -> tuple[Any, dict[str, Any]]:
     """A frame, and what the index says of all."""
-    reader = pictures_of(container, stream)
+    reader = _pictures_of(container, stream)
     first, packets, trouble, damage, broken = None, list[_Packet](), "", None, 0
     try:
         for packet in container.demux(stream):
