@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import timeit
 
 import pytest
 import torch
+import torch.nn.utils.prune
 
 from i2v_kernels import nn, temporal_attention
 
@@ -223,3 +225,136 @@ def test_info_reports_every_op(capsys):
     text = info.report()
     for name in ("temporal_attention", "token_shift", "temporal_conv", "torch", "instruction sets"):
         assert name in text
+
+
+# Children that are more than their class -----------------------------------------------------------------------------------
+
+
+def _wrap(layer):
+    own = layer.forward
+    layer.forward = lambda x: 1.5 * own(x)
+
+
+def _scale_by_hook(layer):
+    layer.register_forward_hook(lambda module, args, out: 1.5 * out)
+
+
+def _derive(layer):
+    kind = type(layer)
+    layer.__class__ = type("Quantised", (kind,), {"forward": lambda self, x: 1.5 * kind.forward(self, x)})
+
+
+# a module, a call of it that runs its children one by one, and their names
+def _adapter(module, x):
+    out = module.D_fc2(torch.nn.functional.gelu(module.D_fc1(x)))
+    return x + out
+
+
+def _st(module, x):
+    rows = module.fc1(x[:, :, 1:])
+    planes = rows.permute(0, 3, 1, 2).reshape(*rows.shape[:1], rows.shape[3], rows.shape[1], 2, 3)
+    update = module.fc2(module.conv(planes).flatten(3).permute(0, 2, 3, 1))
+    return torch.cat([x[:, :, :1], x[:, :, 1:] + update], 2)
+
+
+def _lora(module, x):
+    return module.base_layer(x) + module.lora_B["default"](module.lora_A["default"](x)) * module.scaling
+
+
+def _attention(module, x):
+    return module.proj(temporal_attention(module.qkv(x).unflatten(3, (3, 2, 4))).flatten(3))
+
+
+def _t1d(module, x):
+    return torch.cat([module.conv(x[:, :, 0].transpose(1, 2)).transpose(1, 2)[:, :, None], x[:, :, 1:]], 2)
+
+
+WITH_CHILDREN = {
+    "BottleneckAdapter": (lambda: nn.BottleneckAdapter(8, 4), _adapter, ["D_fc1", "D_fc2"]),
+    "STAdapter": (lambda: nn.STAdapter(8, 4, (3, 3, 3)), _st, ["fc1", "conv", "fc2"]),
+    "LoRALinear": (
+        lambda: nn.LoRALinear(torch.nn.Linear(8, 8), 2), _lora, ["base_layer", "lora_A.default", "lora_B.default"],
+    ),
+    "TemporalAttention": (lambda: nn.TemporalAttention(8, 2), _attention, ["qkv", "proj"]),
+    "TokenT1D": (lambda: nn.TokenT1D(8), _t1d, ["conv"]),
+}  # fmt: skip
+
+
+def _made(name):
+    torch.manual_seed(0)
+    make, by_parts, children = WITH_CHILDREN[name]
+    module = make()
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    options = {"grid": (2, 3)} if name == "STAdapter" else {}
+    return module, (lambda x: module(x, **options)), (lambda x: by_parts(module, x)), children
+
+
+@pytest.mark.parametrize("change", [None, _wrap, _scale_by_hook, _derive])
+@pytest.mark.parametrize("name", WITH_CHILDREN)
+def test_children_that_are_more_than_their_class_are_called(name, change):
+    """LoRA, offloading, hooks and quantisers act when a layer is called: reading its weight would drop them without a word."""
+    x = torch.randn(2, 4, 7, 8)
+    for place in range(len(WITH_CHILDREN[name][2])):
+        module, call, by_parts, children = _made(name)
+        before = call(x)
+        if change is not None:
+            change(module.get_submodule(children[place]))
+        torch.testing.assert_close(call(x), by_parts(x))
+        assert change is None or not torch.allclose(call(x), before)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert call(x).dtype == _made(name)[1](x).dtype  # of the op
+
+
+@pytest.mark.parametrize("name", ["BottleneckAdapter", "STAdapter", "TemporalAttention", "TokenT1D"])
+def test_peft_on_children(name):
+    peft = pytest.importorskip("peft")
+    module, call, by_parts, children = _made(name)
+    x = torch.randn(2, 4, 7, 8)
+    before = call(x)
+    config = peft.LoraConfig(target_modules=children, init_lora_weights=False, r=8)  # a multiple of the depthwise groups
+    peft.inject_adapter_in_model(config, module)
+    torch.testing.assert_close(call(x), by_parts(x))
+    assert not torch.allclose(call(x), before)
+
+
+def test_st_adapter_of_called_children_wants_its_grid():
+    module = nn.STAdapter(8, 4, (3, 3, 3))
+    _scale_by_hook(module.fc1)
+    with pytest.raises(ValueError, match="grid=None"):
+        module(torch.randn(2, 4, 7, 8))
+    narrow = nn.STAdapter(8, 4)
+    _scale_by_hook(narrow.fc1)
+    assert narrow(torch.randn(2, 4, 7, 8)).shape == (2, 4, 7, 8)
+
+
+def test_lora_is_not_merged_into_a_weight_that_is_computed():
+    """It would be gone with the next call."""
+    for change in (
+        torch.nn.utils.parametrizations.weight_norm,
+        lambda base: torch.nn.utils.prune.l1_unstructured(base, "weight", 1),
+    ):
+        layer = nn.LoRALinear(torch.nn.Linear(8, 8), 2)
+        change(layer.base_layer)
+        with pytest.raises(ValueError, match="no update can be added to its weight"):
+            layer.merge()
+        assert not layer.merged
+
+
+def test_patch_embed_leaves_a_conv_with_a_forward_of_its_own():
+    conv = torch.nn.Conv2d(3, 24, 4, stride=4)
+    _wrap(conv)
+    assert "a forward of its own" in nn.PatchEmbed.why_not(conv)
+
+
+def test_asking_whether_children_are_plain_is_cheap():
+    """Next to what calling one of them costs."""
+    from i2v_kernels.nn.plain import is_plain
+
+    layers, x = (torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)), torch.zeros(1, 1)
+
+    def seconds(call):
+        return min(timeit.repeat(call, number=200, repeat=9))
+
+    with torch.no_grad():
+        assert seconds(lambda: is_plain(*layers, kind=torch.nn.Linear)) < seconds(lambda: layers[1](layers[0](x)))
