@@ -135,7 +135,7 @@ def summary(found: Sequence[Found], everything: bool = False) -> str:
     lines: list[str] = []
     if everything:
         lines += _table(
-            ("file", "codec", "size", "frames", "seconds", "key frames", "state"),
+            ("file", "codec", "size", "frames", "seconds", "key frames", "found by", "state"),
             *((one.path, one.codec, _size(one), *_numbers(one), one.state) for one in found),
         )
     elif usable:
@@ -199,8 +199,9 @@ def _size(one: Found) -> str:
     return f"{one.width}x{one.height}" + (f" turned {one.rotation}" if one.rotation else "") if one.width else ""
 
 
-def _numbers(one: Found) -> tuple[str, str, str]:
-    return (str(one.frames), f"{one.seconds:.1f}", str(one.key_frames)) if one.width else ("", "", "")
+def _numbers(one: Found) -> tuple[str, ...]:
+    way = "time" if one.counted is None else "counting"
+    return (str(one.frames), f"{one.seconds:.1f}", str(one.key_frames), way) if one.width else ("",) * 4
 
 
 def _table(*rows: tuple[str, ...]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from .bits import Bits, UnreadableError
 from .bitstream import Picture, Pictures, UnprovableError
 
+UNDECODABLE = "it begins with pictures that cannot be decoded"
 _HEAD = 96  # bytes of a slice that hold all that is read of its header
 
 
@@ -151,7 +152,12 @@ class H264Pictures(NalPictures):
             self.epoch, self.previous = self.epoch + 1, 0
         if self.order_type == 2:
             return Picture(1, (self.epoch, self.count), idr or recovery)
-        return Picture(1, self.place(bits.read(self.order_bits), self.order_bits, bool(reference)), idr or recovery)
+        order = self.place(bits.read(self.order_bits), self.order_bits, bool(reference))
+        if self.count == 0:
+            self.first = order
+        elif order < self.first:
+            raise UnprovableError(UNDECODABLE)
+        return Picture(1, order, idr or recovery)
 
     def _recovery(self, unit: memoryview) -> bool:
         """Whether a supplemental unit says that all pictures shown from here on decode exactly (annex D.1.8)."""
@@ -248,7 +254,7 @@ class HevcPictures(NalPictures):
                 raise UnprovableError(f"pictures before packet {self.count} are not to be output")
             self.leading = self.count == 0 or 16 <= kind <= 18
         elif kind in (8, 9) and self.leading:
-            raise UnprovableError("it begins with pictures that cannot be decoded")
+            raise UnprovableError(UNDECODABLE)
         if (34, bits.golomb()) not in self.sets:
             raise UnreadableError
         bits.read(self.extra_bits)

@@ -78,12 +78,15 @@ def coded(codec: str, suffix: str, target: Path, count: int = COUNT) -> Path:
     return encode(target.with_suffix(f".{suffix}"), coded_frames(count), name, **options)
 
 
-def remuxed(source: Make, suffix: str, target: Path, *, first: int = 0, invented: bool = False) -> Path:
-    """The packets from ``first`` on in another container; ``invented``: that says they are shown when they are decoded."""
+def remuxed(source: Make, suffix: str, target: Path, *, first: int | None = 0, invented: bool = False) -> Path:
+    """The packets from ``first`` on (None: the third key frame); ``invented``: as if they were shown when they are decoded."""
     path = target.with_suffix(f".{suffix}")
     with av.open(str(source(target.with_name("source")))) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
-        for packet in [packet for packet in old.demux(video=0) if packet.size][first:]:
+        packets = [packet for packet in old.demux(video=0) if packet.size]
+        if first is None:
+            first = [i for i, packet in enumerate(packets) if packet.is_keyframe][2]
+        for packet in packets[first:]:
             packet.stream = stream
             packet.pts = packet.dts if invented else packet.pts
             new.mux(packet)
@@ -130,6 +133,11 @@ for _codec, _suffix in (
     ("h264 b", "avi"), ("msmpeg4", "wmv"),
 ):  # fmt: skip
     FAMILIES[f"{_codec}, {_suffix} from its sixth packet"] = partial(remuxed, partial(coded, _codec, _suffix), _suffix, first=5)
+for _codec, _suffix in (
+    ("h264 open", "mkv"), ("h264 open", "mp4"), ("hevc open", "mkv"), ("hevc open", "mp4"), ("hevc", "mkv"),
+):  # fmt: skip
+    _name = f"{_codec}, {_suffix} from its third key frame"
+    FAMILIES[_name] = partial(remuxed, partial(coded, _codec, _suffix), _suffix, first=None)
 for _codec, _suffix in (
     ("h264 b", "ts"), ("h264 open", "ts"), ("hevc open", "ts"), ("mpeg2", "ts"), ("mpeg4", "ts"), ("mpeg2", "mpg"),
     ("h264 b", "h264"), ("vp8", "ogg"), ("h264 b", "mkv"), ("vp9", "webm"),
