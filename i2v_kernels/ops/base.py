@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from threading import get_ident
 from typing import Any
 
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from . import dispatcher
-from .layout import arranged, empty_dense_like, empty_grads
+from . import derivatives, dispatcher
+from .layout import empty_dense_like, empty_grads
 
 LIBRARY = torch.library.Library("i2v_kernels", "DEF")
 BACKENDS = ("reference", "sdpa", "library", "cpu", "triton", "cuda")
@@ -120,19 +120,19 @@ class Op:
                 LIBRARY.impl(f"{name}_by_name", run, "CPU")
             else:
                 LIBRARY.impl(name, run, "CPU")
-            LIBRARY.impl(name, _with_memory(getattr(torch.ops.i2v_kernels, name)), "ZeroTensor")
+            LIBRARY.impl(name, derivatives.with_memory(getattr(torch.ops.i2v_kernels, name)), "ZeroTensor")
             torch.library.register_fake(f"i2v_kernels::{name}", fake, lib=LIBRARY)
         self.forward_op = getattr(torch.ops.i2v_kernels, self.name).default
         inputs = self.forward_op._schema.arguments[:-1]
-        self._arity, self._tensors = len(inputs), sum("Tensor" in str(argument.type) for argument in inputs)
-        self._single = len(self.forward_op._schema.returns) == 1
-        LIBRARY.impl(self.name, self._formula, "FuncTorchBatched")
+        self.arity, self.tensors = len(inputs), sum("Tensor" in str(argument.type) for argument in inputs)
+        self.single = len(self.forward_op._schema.returns) == 1
+        LIBRARY.impl(self.name, partial(derivatives.by_formula, self), "FuncTorchBatched")
         if self.backward_schema:
             self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
             self._returned = len(self.backward_op._schema.returns)
-            self._function = _autograd_function(self, self.forward_op)
+            self._function = derivatives.autograd_function(self, self.forward_op)
             # without what Function.apply does in Python, which concerns functorch's transforms alone
-            self._apply = super(torch.autograd.Function, _autograd_function(self, self._run)).apply  # type: ignore[misc]
+            self._apply = super(torch.autograd.Function, derivatives.autograd_function(self, self._run)).apply  # type: ignore[misc]
             LIBRARY.impl(self.name, self._autograd, "Autograd")
             LIBRARY.impl(f"{self.name}_backward", self._autograd_of_backward, "Autograd")
         else:
@@ -228,40 +228,22 @@ class Op:
 
     def _backward(self, *args: Any) -> Any:
         *given, backend = args
-        return self.choose(self.forward_args(given, self._arity), backend).backward(*given)
+        return self.choose(self.forward_args(given, self.arity), backend).backward(*given)
 
     def with_formula(self, requested: str = "") -> Backend:
         """The backend whose formula gives derivatives that kernels have no rule for: one by name, else the reference."""
         name = "reference" if not requested or requested.endswith("?") else requested
-        backend = self._by_name[name]
-        if backend.formula is None:
+        backend = self._by_name.get(name)
+        if backend is None or backend.formula is None:
             raise NotImplementedError(
                 f"{self.name}: backend={name!r} has no rule for forward-mode derivatives, gradients of gradients and the "
                 'transforms of torch.func; use backend="reference"'
             )
         return backend
 
-    def _formula(self, *args: Any) -> Any:
-        """The op for tangents and for the transforms of torch.func, which follow PyTorch's own operators."""
-        *given, requested = args
-        backend = self.with_formula(requested)
-        assert backend.formula is not None
-        result = backend.formula(*given[: backend.formula.__code__.co_argcount])
-        if not self.backward_schema:
-            return None
-        likes = [
-            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
-            for x in given
-        ]
-        if self._single:
-            return arranged(result, self.fake(*likes))
-        first, *others = (result,) if isinstance(result, Tensor) else result
-        like, *rest = self.fake(*likes)
-        return (arranged(first, like), *(others or (first.new_empty(0) for _ in rest)))
-
     def _autograd(self, *args: Any) -> Any:
         if dispatcher.needs_formula(args):
-            return self._formula(*args)
+            return derivatives.by_formula(self, *args)
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
             return self._function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
@@ -285,43 +267,18 @@ class Op:
                 f"use {self.name.removesuffix('_')}, or torch.no_grad()"
             )
         if dispatcher.needs_formula(args):
-            self._formula(*args)
+            derivatives.by_formula(self, *args)
             return
         torch.autograd.graph.increment_version(args[0])
         with torch._C._AutoDispatchBelowADInplaceOrView():
             (self._forward if self._direct(args) else self.forward_op)(*args)
-
-    def gradients_again(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients as PyTorch's operators give them, which can be differentiated, or batched, in their turn."""
-        if self.again is not None:
-            return self.again(ctx, grad)
-        requested = ctx.backend if isinstance(ctx.backend, str) else ctx.backend.name
-        backend = self._by_name.get(requested)
-        formula = (backend if backend and backend.formula else self.with_formula()).formula
-        assert formula is not None
-        wanted, create_graph = ctx.needs_input_grad[: self._tensors], torch.is_grad_enabled()
-        with torch.enable_grad():
-            # Views: what one input owes to another has been told apart, and is told on by the graph behind these.
-            inputs = [x.view_as(x) if want else x for x, want in zip(ctx.saved_tensors[: self._tensors], wanted)]
-            result = formula(*inputs, *ctx.rest)
-            found = iter(
-                torch.autograd.grad(
-                    result if isinstance(result, Tensor) else result[0],
-                    [x for x, want in zip(inputs, wanted) if want],
-                    grad,
-                    create_graph=create_graph,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            )
-        return (*(next(found) if want else None for want in wanted), *[None] * (self._arity - self._tensors))
 
     def wanted_gradients(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """What the backward op returns for the first inputs: it takes (grad, these, *ctx.rest, what else was saved, wanted)."""
         count, saved = self._returned, ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:count])
         grads = self.derive(grad, *saved[:count], *ctx.rest, *saved[count:], wanted, ctx.backend)
-        return (*(g if want else None for g, want in zip(grads, wanted)), *[None] * (self._arity - count))
+        return (*(g if want else None for g, want in zip(grads, wanted)), *[None] * (self.arity - count))
 
     def within(self, *args: Any) -> Any:
         """The forward op, called by a kernel of another one."""
@@ -334,44 +291,6 @@ class Op:
             if not self._direct(given):
                 return self.backward_op(*given, backend.name if isinstance(backend, Backend) else backend)
             return backend.backward(*given) if isinstance(backend, Backend) else self._backward(*args)
-
-
-def _with_memory(op: Any) -> Callable[..., Any]:
-    """The op for zeros that have no memory: PyTorch would lend them that of a single number."""
-
-    def run(*args: Any) -> Any:
-        zeros = (isinstance(arg, Tensor) and arg._is_zerotensor() for arg in args)
-        return op(*(torch.zeros(a.shape, dtype=a.dtype, device=a.device) if zero else a for a, zero in zip(args, zeros)))
-
-    return run
-
-
-def _autograd_function(op: Op, run: Callable[..., Any]) -> Any:
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            ctx.backend = args[-1]
-            with torch._C._AutoDispatchBelowAutograd():
-                result = run(*args)
-            op.save(ctx, args[:-1], result)
-            if not isinstance(result, Tensor):
-                ctx.mark_non_differentiable(*result[1:])
-            ctx.set_materialize_grads(False)  # of the others: zeros of their size that nobody reads
-            return result
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
-            if grad is None:  # a later function had none for the output
-                return (None,) * (op._arity + 1)
-            if torch.is_grad_enabled() or dispatcher.needs_formula((grad,)):
-                return (*op.gradients_again(ctx, grad), None)
-            if grad.stride(-1) != 1 and grad.shape[-1] != 1:
-                # expanded gradients, as from .sum(); what is empty counts as contiguous whatever its strides
-                grad = grad.contiguous() if grad.numel() > 0 else grad.new_empty(grad.shape)
-            return (*(op.gradients or op.wanted_gradients)(ctx, grad), None)
-
-    Function.__name__ = Function.__qualname__ = "".join(part.title() for part in op.name.split("_"))
-    return Function
 
 
 def reference_backend(

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..nn.plain import is_plain
 from .rules import Found, Replacement, class_of, drops, not_plain, random_like
@@ -116,8 +115,12 @@ class _Perceptron(torch.autograd.Function):
         return _output(F.silu(hidden) if quick else F.gelu(hidden), x, w2, b2, quick)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # not once_differentiable: that says nothing where grad itself needs no gradient
+            raise NotImplementedError(
+                "a patched perceptron has no gradients of gradients (create_graph=True): too little is kept for them; "
+                "unpatch() the model, or patch(model, exclude=...) these modules"
+            )
         x, hidden, w1, w2 = ctx.saved_tensors
         want_x, want_w1, want_b1, want_w2, want_b2 = ctx.needs_input_grad[:5]
         grad = grad.reshape(-1, grad.shape[-1])

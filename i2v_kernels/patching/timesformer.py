@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..nn.plain import is_plain
 from ..ops.temporal_attention import temporal_attention
@@ -195,7 +194,8 @@ def _add(x: Tensor, y: Tensor, out: Tensor) -> None:
         torch.add(x, y, out=out)
 
 
-# Written out because autograd would fill a tensor with zeros for each slice that is taken, and add these up.
+# Written out because autograd would fill a tensor with zeros for each slice that is taken, and add these up. The gradients are
+# PyTorch's operators: with create_graph=True they are differentiated like others.
 
 
 class _WithoutClass(torch.autograd.Function):
@@ -206,7 +206,6 @@ class _WithoutClass(torch.autograd.Function):
         return x[:, 1:].clone(memory_format=torch.contiguous_format) if len(x) > 1 else x[:, 1:]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return F.pad(grad, (0, 0, 1, 0))
 
@@ -222,7 +221,6 @@ class _AddToPatches(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return grad, grad[:, 1:]
 
@@ -239,7 +237,6 @@ class _ByFrame(torch.autograd.Function):
         return out.flatten(0, 1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.unflatten(0, (-1, ctx.frames))
         out = grad.new_empty(len(grad), 1 + ctx.frames * (grad.shape[2] - 1), grad.shape[3])
@@ -261,7 +258,6 @@ class _AddByFrame(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         patches = _frames_first(grad, ctx.frames)
         out = grad.new_empty(*patches.shape[:2], 1 + patches.shape[2], grad.shape[2])
