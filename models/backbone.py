@@ -95,8 +95,8 @@ def check_vit(clip_model: nn.Module) -> ViT:
         )
     if visual.attn_pool is not None or hasattr(clip_model, "text_decoder"):
         raise NotImplementedError(
-            f"{type(clip_model).__name__} pools by attention or has a text decoder, as CoCa; there must be a CLIP model that "
-            "pools by class token or average"
+            f"{type(clip_model).__name__} must pool by class token or average, not by attention, and have no text decoder; "
+            "CoCa models cannot be used"
         )
     if visual.pool_type not in ("tok", "avg"):
         raise NotImplementedError(f"{name} must pool by class token or average, got pool_type={visual.pool_type!r}")

@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 on_error="skip",
             )
             index = class_index(loader, classes, config.data)
+        if len(set(processes.gathered((len(loader), run.data_digest(loader))))) > 1:
+            raise ValueError(f"data={config.data!r} is not the same for all processes")
         result = evaluate(model, loader, precision=config.precision, class_index=index, progress=True)
         result |= {"views": config.views, "checkpoint": config.checkpoint, "data": config.data}
         if not processes.is_first():

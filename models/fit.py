@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import signal
@@ -331,9 +330,8 @@ class Trainer:
 
     def _check_others(self, record: dict[str, Any]) -> None:
         """``ValueError`` on all processes if one has other settings, other data or another model than the first."""
-        videos = [(Path(video.path).name, video.label) for video in getattr(self.loader, "videos", ())]
         mine = {name: value for name, value in record.items() if name not in OWN}
-        mine |= {"batches": len(self.loader), "videos": hashlib.sha256(repr(videos).encode()).hexdigest()[:16]}
+        mine |= {"batches": len(self.loader), "data_digest": run.data_digest(self.loader)}
         own = {id(parameter) for parameter in self.parameters}
         frozen = {name: value for name, value in self.model.named_parameters() if id(value) not in own}
         mine["frozen weights"] = run.digest(frozen)

@@ -106,8 +106,8 @@ def settle(
         raise ValueError(f"cannot resume {folder}: it holds checkpoints, but no config.json; take another output")
     before = {item.name: item.default for item in fields(config) if item.default is not MISSING} | before
     free = {item.name for item in fields(config) if item.metadata["resumable"]} | {"extended"}
-    if "pretrained_digest" not in before:  # of a version that knew weights by their name alone
-        free = (free | {"pretrained_digest"}) - {"pretrained"}
+    if "pretrained_digest" not in before:  # of a version that knew weights and videos by their place alone
+        free = (free | {"pretrained_digest", "data_digest"}) - {"pretrained"}
     now = json.loads(json.dumps(now))
     steps, end = total_steps(config, loader), total_steps(SimpleNamespace(**before), loader)
     longer = found.step >= end and steps > end
@@ -145,6 +145,12 @@ def append(path: Path, line: dict[str, Any]) -> None:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def data_digest(loader: Any) -> str:
+    """The same for the same file names and labels in the same order, wherever the files are."""
+    videos = [(os.path.basename(video.path), video.label) for video in getattr(loader, "videos", ())]
+    return hashlib.blake2b(repr(videos).encode(), digest_size=8).hexdigest()
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

@@ -18,13 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from i2v_kernels.video import ClipLoader, VideoError
-from i2v_models import processes, signals
+from i2v_models import processes, run, signals
 from i2v_models.backbone import VideoCLIP, check_vit
 from i2v_models.build import build, load_clip
 from i2v_models.checkpoint import first_line
 from i2v_models.config import TrainConfig, parse
 from i2v_models.fit import Trainer
-from i2v_models.run import digest
 
 Tokenizer = Callable[[list[str]], Tensor]
 MOST_CLASSES = 1_000_000  # of labels that are numbers: a head has a row for each
@@ -114,9 +113,9 @@ def prepare(config: TrainConfig) -> Trainer:
             pin_memory=True,
         )
         classes = class_names(config, loader)
-        record = {"classes": classes, "pretrained_digest": digest(clip_model.state_dict())}
+        digests = {"pretrained_digest": run.digest(clip_model.state_dict()), "data_digest": run.data_digest(loader)}
         model = make_model(config, classes, clip_model, tokenizer)
-    return Trainer(model, loader, config, record)
+    return Trainer(model, loader, config, {"classes": classes, **digests})
 
 
 def class_names(config: TrainConfig, loader: ClipLoader) -> list[str]:

@@ -117,16 +117,16 @@ def check_folder(
 
 
 def _watched(found: Iterable[Found], total: int, progress: bool) -> Iterable[Found]:
-    begun, told, bad = time.monotonic(), 0.0, 0
+    begun, bad, watched = time.monotonic(), 0, sys.stderr.isatty()
+    told = begun
     for done, one in enumerate(found, 1):
         bad += one.state != "ok"
         now = time.monotonic()
-        if progress and (now - told > 0.2 or done == total):
+        if progress and (now - told > (0.2 if watched else 10.0) or done == total):  # a file gets lines, not one that grows
             told, left = now, (now - begun) / done * (total - done)
-            print(f"\r{done} of {total} files, {bad} not ok, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
+            text, end = f"{done} of {total} files, {bad} not ok, {left:.0f} s left ", "" if watched and done < total else "\n"
+            print(f"\r{text}" if watched else text, end=end, file=sys.stderr, flush=True)
         yield one
-    if progress and total:
-        print(file=sys.stderr)
 
 
 def summary(found: Sequence[Found], everything: bool = False) -> str:

@@ -131,7 +131,7 @@ class ClipLoader:
             self.videos, decoder, sampler, frames, size, (views[0], views[1]), seed, on_error, crop, flip, index_cache
         )
         self._workers, self._prefetch, self._stall, self._progress = workers, prefetch, stall_seconds, progress
-        self._told = 0.0
+        self._told = time.monotonic()
         self._pool: Pool | None = None
         if workers and not hasattr(decoder, "results"):
             finish = _pinned if self._pin else None
@@ -202,15 +202,15 @@ class ClipLoader:
                 yield batch.pin_memory() if self._pin else batch
 
     def _tell(self, done: int) -> None:
-        now, last = time.monotonic(), done == len(self)
-        if not last and now - self._told < 0.2:
+        now, last, watched = time.monotonic(), done == len(self), sys.stderr.isatty()
+        if not last and now - self._told < (0.2 if watched else 10.0):  # a file gets lines, not one that grows
             return
         self._told, stats = now, self.stats()
         waiting = stats["wait_seconds"] / stats["seconds"] if stats["seconds"] else 0.0
         left = stats["seconds"] / done * (len(self) - done) if done else 0.0
         speed = f"{stats['clips_per_second']:.1f} clips/s, {waiting:.0%} waiting, {stats['bad_files']} bad files"
-        text = f"\repoch {self.epoch}: {done} of {len(self)} batches, {speed}, {left:.0f} s left "
-        print(text, end="\n" if last else "", file=sys.stderr, flush=True)
+        text = f"epoch {self.epoch}: {done} of {len(self)} batches, {speed}, {left:.0f} s left "
+        print(f"\r{text}" if watched else text, end="" if watched and not last else "\n", file=sys.stderr, flush=True)
 
     def _stalled(self) -> str:
         request = next(self.plan(self._position), None)

@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = Demo(arguments.out, quick=arguments.quick, seed=arguments.seed, device=pick_device("auto"))
     try:
         held = demo.run()
-    except (FileNotFoundError, VideoError) as error:
+    except (ValueError, OSError, FloatingPointError, VideoError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     say("")

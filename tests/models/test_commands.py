@@ -249,6 +249,9 @@ def test_classes_that_are_numbers(workplace, tmp_path):
     common = ["--checkpoint", str(tmp_path / "run"), "--workers", "0", "--output", str(output)]
     eval_command.main([*common, "--data", str(table)])
     assert {line["label"] for line in json.loads(output.read_text())["predictions"]} == {0, 1}
+    table.write_text("path,label\n" + "".join(f"{path},{number % 2}\n" for number, path in enumerate(videos)))
+    with pytest.raises(SystemExit, match=r"error: cannot resume .*: data_digest was"):
+        train_command.main(arguments(workplace, tmp_path / "run", data=table, steps=3))  # relabelled, under the same name
     table.write_text(f"path,label\n{videos[0]},0\n{videos[1]},2\n")
     with pytest.raises(SystemExit, match="has the label 2; the model has classes 0 to 1"):
         eval_command.main([*common, "--data", str(table)])

@@ -227,12 +227,15 @@ def test_an_epoch_of_nothing_is_said(root: Path) -> None:
         assert list(loader) == []
 
 
-def test_progress(root: Path, capsys: pytest.CaptureFixture) -> None:
+def test_progress(root: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = make([*root.rglob("[0-9].mp4"), "/missing.mp4"], batch_size=2, progress=True)
     batches = len(list(loader))
-    line = capsys.readouterr().err.split("\r")[-1]
+    line = capsys.readouterr().err  # of a file or a pipe: lines
     pattern = rf"epoch 0: {batches} of {batches} batches, [\d.]+ clips/s, \d+% waiting, 1 bad files, 0 s left \n"
     assert re.fullmatch(pattern, line), line
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    list(loader)
+    assert re.fullmatch(rf"(\r.*)*\r{pattern}", capsys.readouterr().err)
     list(make(root))
     assert capsys.readouterr().err == ""
 
