@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(const Tensor& grad
     const auto kernel = I2V_PICK(backward, T);
     const int64_t tokens = p.batch * p.tokens, square = p.heads * p.queries * p.keys;
     // Bias gradients are summed per piece, then over the pieces in order: at most 16 MiB of partial sums.
-    const int64_t most = want_bias ? std::max<int64_t>(1, std::min<int64_t>(128, (16 << 20) / (square * sizeof(A)))) : 128;
+    const int64_t most = want_bias ? std::max<int64_t>(1, std::min<int64_t>(128, (16 << 20) / std::max<int64_t>(square * sizeof(A), 1))) : 128;
     const int64_t pieces = piece_count(tokens, (3 * p.queries + 4 * p.keys) * p.heads * p.dim * sizeof(T), most);
     Scratch<A> partial(want_bias ? pieces * square : 0);
     for_pieces(tokens, pieces, [&](int64_t piece, int64_t begin, int64_t end) {

@@ -233,7 +233,7 @@ I2V_INLINE void backward_of<bf16>(const Problem& p, int64_t begin, int64_t end, 
       }
       const bool* valid = p.mask ? p.mask + b * p.keys : nullptr;
       softmax(p, l, lane_frame, bias_of(p, l, h), valid, offset, probs, static_cast<float*>(nullptr));
-      score_gradients(l, probs, grads);
+      score_gradients(p, l, lane_frame, valid, offset, probs, grads);
       round_weights(l, probs, 1.0f, probs_by_key, probs_by_query);
       round_weights(l, grads, scale, grads_by_key, grads_by_query);
       for (int64_t g = 0; g < count; ++g) {

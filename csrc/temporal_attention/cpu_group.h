@@ -138,24 +138,42 @@ I2V_INLINE void dot_products(const Layout<A>& l, const A* a, const A* b, A* turn
   }
 }
 
-// Scores to probabilities, in place. `frame[lane]` is the query's frame among the keys, `bias[j][lane]` is added; `valid[j]`
-// masks what is read as key j. `lse` receives each lane's logarithm of the sum if it is wanted.
+// Which queries of a vector of lanes see a key: `frame[lane]` is the query's frame among the keys, `valid[j]` masks what is
+// read as key j.
+template <typename A>
+struct Sight {
+  Vec<A> first, last;
+  const bool* valid;
+  int64_t offset, keys;
+
+  I2V_INLINE Sight(const Problem& p, const Layout<A>& l, const A* lane_frame, const bool* valid, int64_t offset)
+      : valid(valid), offset(offset), keys(l.keys) {
+    constexpr A infinity = std::numeric_limits<A>::infinity();
+    const Vec<A> frame = load(lane_frame);
+    first = frame - (p.left < 0 ? infinity : A(p.left)), last = frame + (p.right < 0 ? infinity : A(p.right));
+  }
+  I2V_INLINE typename VecOf<A>::index operator()(int64_t j) const {
+    return (first <= A(j)) & (last >= A(j)) & (valid && !valid[source(j, offset, keys)] ? 0 : -1);
+  }
+};
+
+// Scores to probabilities, in place. `bias[j][lane]` is added; `lse` receives each lane's logarithm of the sum if it is wanted.
 template <typename A>
 I2V_INLINE void softmax(const Problem& p, const Layout<A>& l, const A* lane_frame, const A* bias, const bool* valid,
                         int64_t offset, A* scores, A* lse) {
   constexpr int W = Layout<A>::W;
   constexpr A infinity = std::numeric_limits<A>::infinity();
   const Vec<A> minus_infinity = broadcast(-infinity);
-  const A scale = A(p.scale), left = p.left < 0 ? infinity : A(p.left), right = p.right < 0 ? infinity : A(p.right);
+  const A scale = A(p.scale);
   for (int64_t lane = 0; lane < l.lane_count; lane += W) {
-    const Vec<A> frame = load(lane_frame + lane), first = frame - left, last = frame + right;
+    const Sight<A> sight(p, l, lane_frame + lane, valid, offset);
     Vec<A> most = minus_infinity;
     typename VecOf<A>::index any = {};
     for (int64_t j = 0; j < l.keys; ++j) {
       A* at = scores + j * l.lane_count + lane;
       Vec<A> x = load(at) * scale;
       if (bias) x += load(bias + j * l.lane_count + lane);
-      const auto seen = (first <= A(j)) & (last >= A(j)) & (valid && !valid[source(j, offset, l.keys)] ? 0 : -1);
+      const auto seen = sight(j);
       x = seen ? x : minus_infinity;
       any |= seen;
       most = x > most ? x : most;
@@ -250,16 +268,20 @@ I2V_INLINE void to_frames(const S* seen, int64_t stride, int64_t keys, int64_t d
     }
 }
 
-// dP to dS = P (dP - sum_j P dP), in place; the sum equals <dO, O>, so the output need not be read.
+// dP to dS = P (dP - sum_j P dP), in place; the sum equals <dO, O>, so the output need not be read. Where a query sees no key
+// dS is zero even if P and dP are not finite: a NaN must not get to frames that never met it.
 template <typename A>
-I2V_INLINE void score_gradients(const Layout<A>& l, const A* probs, A* grads) {
+I2V_INLINE void score_gradients(const Problem& p, const Layout<A>& l, const A* lane_frame, const bool* valid, int64_t offset,
+                                const A* probs, A* grads) {
   for (int64_t lane = 0; lane < l.lane_count; lane += Layout<A>::W) {
+    const Sight<A> sight(p, l, lane_frame + lane, valid, offset);
     Vec<A> mean = {};
     for (int64_t j = 0; j < l.keys; ++j)
       mean += load(probs + j * l.lane_count + lane) * load(grads + j * l.lane_count + lane);
     for (int64_t j = 0; j < l.keys; ++j) {
       A* at = grads + j * l.lane_count + lane;
-      store<A>(at, load(probs + j * l.lane_count + lane) * (load(at) - mean));
+      const Vec<A> x = load(probs + j * l.lane_count + lane) * (load(at) - mean);
+      store<A>(at, sight(j) ? x : Vec<A>{});
     }
   }
 }

@@ -133,7 +133,7 @@ I2V_INLINE void backward_of(const Problem& p, int64_t begin, int64_t end, void* 
         expect_writes<T>(p, p.dv, l.keys, b, n, h + g);
         dot_products(l, to_grad, to_v, turned, dscores + g * l.padded_queries);
       }
-      score_gradients(l, probs, dscores);
+      score_gradients(p, l, lane_frame, p.mask ? p.mask + b * p.keys : nullptr, offset, probs, dscores);
       for (int64_t g = 0; g < count; ++g) {
         const A *pr = probs + g * l.padded_queries, *ds = dscores + g * l.padded_queries;
         expect_writes<T>(p, p.dk, l.keys, b, n, h + g);

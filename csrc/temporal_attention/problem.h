@@ -55,11 +55,16 @@ inline Problem describe(const Tensor& q, const Tensors& k, const Tensors& v, con
                     "temporal_attention: k has another dtype than q, or is on another device");
   }
   Problem p{q.size(0), q.size(1), packed ? q.size(1) : k->size(1), q.size(2), q.size(packed + 3), q.size(packed + 4)};
+  STD_TORCH_CHECK(p.queries >= 1 && p.keys >= 1, "temporal_attention: q and k must have at least one frame, not ", p.queries,
+                  " and ", p.keys);
   const Triple qkv(q, k, v);
   p.q = qkv.q, p.k = qkv.k, p.v = qkv.v;
   p.scale = scale, p.left = left, p.right = right;
   if (offsets) {
     STD_TORCH_CHECK(static_cast<int64_t>(offsets->size()) == p.heads, "temporal_attention: one offset for each head is needed");
+    for (const int64_t offset : *offsets)
+      STD_TORCH_CHECK(-p.keys <= offset && offset <= p.keys, "temporal_attention: offset ", offset, " is beyond the clip's ",
+                      p.keys, " frames");
     p.offsets = offsets->data();
   }
   const ScalarType sums = q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

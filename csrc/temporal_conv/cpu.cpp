@@ -50,13 +50,25 @@ Problem describe(const Tensor& x, const Tensor& weight, int64_t height, int64_t 
   STD_TORCH_CHECK(weight.dim() == 5 && weight.size(0) == x.size(3) && weight.size(1) == 1 && weight.is_cpu() &&
                       weight.scalar_type() == x.scalar_type(),
                   "temporal_conv: weight must be [C, 1, kt, kh, kw] of x's dtype");
-  STD_TORCH_CHECK(prefix >= 0 && prefix + height * width == x.size(2), "temporal_conv: prefix + H * W is not N");
+  STD_TORCH_CHECK(weight.size(2) % 2 && weight.size(3) % 2 && weight.size(4) % 2, "temporal_conv: kt, kh and kw must be odd");
+  STD_TORCH_CHECK(0 <= prefix && prefix <= x.size(2), "temporal_conv: prefix ", prefix, " is not within N=", x.size(2));
+  const int64_t patches = x.size(2) - prefix;
+  STD_TORCH_CHECK(height >= 0 && width >= 0 && (height == 0 ? patches == 0 : width == patches / height && patches % height == 0),
+                  "temporal_conv: prefix + H * W is not N");
+  STD_TORCH_CHECK(prefix_mode == "zero" || prefix_mode == "copy", "temporal_conv: prefix_mode '", prefix_mode,
+                  "' is not one of zero, copy");
   STD_TORCH_CHECK(dilation >= 1, "temporal_conv: dilation ", dilation, " is below 1");
   check_like(x, x, "x");
   const bool past_cache = exceeds_cache(2 * x.numel() * x.element_size());
   return {x.size(0), x.size(1), x.size(2), x.size(3), weight.size(2), weight.size(3), weight.size(4), height, width, prefix,
           std::min(dilation, std::max<int64_t>(x.size(1), 1)), prefix_mode == "copy", past_cache, View<3>(x), {}, {}, nullptr,
           nullptr, Activation::none, Extra::none, {}, View<5>(weight), false};
+}
+
+void check_bias(const std::optional<Tensor>& bias, const Tensor& x) {
+  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == x.size(3) && bias->scalar_type() == x.scalar_type() &&
+                            bias->is_cpu()),
+                  "temporal_conv: bias must be [C] of x's dtype");
 }
 
 // weight [C, 1, kt, kh, kw] as [taps, C], channels innermost as the tokens lie; the adjoint convolves with the kernel turned round.
@@ -119,8 +131,7 @@ Tensor convolution(const Tensor& x, const Tensor& weight, const std::optional<Te
                    int64_t prefix, const std::string prefix_mode, int64_t dilation, const std::string activation,
                    bool residual, const std::string /*backend*/) {
   Problem p = describe(x, weight, height, width, prefix, prefix_mode, dilation);
-  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == x.size(3) && bias->scalar_type() == x.scalar_type()),
-                  "temporal_conv: bias must be [C] of x's dtype");
+  check_bias(bias, x);
   Tensor out = empty_dense_like(x);
   p.out = View<3>(out);
   p.activation = activation_of(activation);
@@ -174,7 +185,9 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, cons
                                                         const std::vector<bool> wanted, const std::string /*backend*/) {
   Problem p = describe(x, weight, height, width, prefix, prefix_mode, dilation);
   check_like(grad, x, "grad");
+  check_bias(bias, x);
   STD_TORCH_CHECK(wanted.size() == 3, "temporal_conv: wanted names x, weight and bias");
+  STD_TORCH_CHECK(bias || !wanted[2], "temporal_conv: no bias is given, so it has no gradient");
   Tensor dx = wanted[0] ? empty_dense_like(x) : empty_of(grad);
   Tensor dweight = wanted[1] ? torch::stable::new_empty(weight, weight.sizes()) : empty_of(grad);
   Tensor dbias = wanted[2] ? torch::stable::new_empty(weight, std::vector<int64_t>{weight.size(0)}) : empty_of(grad);

@@ -79,9 +79,12 @@ shift::Padding padding_of(const std::string& name) {
 }
 
 // What keeps a direct call of the compiled op within its tensor.
-void check(const Tensor& x, const std::vector<int64_t>& channels, const std::vector<int64_t>& offsets, int64_t step) {
+void check(const Tensor& x, const std::vector<int64_t>& channels, const std::vector<int64_t>& offsets, int64_t start,
+           int64_t stop, int64_t step) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "token_shift: x must be a CPU tensor [B, T, N, C]");
   STD_TORCH_CHECK(channels.size() == offsets.size(), "token_shift: as many offsets as channels are needed");
+  STD_TORCH_CHECK(0 <= start && start <= stop && stop <= x.size(2), "token_shift: tokens [", start, ", ", stop, ") of ",
+                  x.size(2));
   STD_TORCH_CHECK(step >= 1, "token_shift: step ", step, " must be at least 1");
   check_like(x, x, "x");
   int64_t named = 0;
@@ -91,9 +94,20 @@ void check(const Tensor& x, const std::vector<int64_t>& channels, const std::vec
   }
 }
 
+// What is overwritten must be each element's own: every dimension steps over all that lies within it.
+void check_no_overlap(const Tensor& x) {
+  for (int64_t i = 0; i < 4; ++i) {
+    int64_t within = 0;
+    for (int64_t j = 0; j < 4; ++j)
+      if (x.size(j) > 1 && (x.stride(j) < x.stride(i) || (x.stride(j) == x.stride(i) && j < i)))
+        within += (x.size(j) - 1) * x.stride(j);
+    STD_TORCH_CHECK(x.size(i) <= 1 || x.stride(i) > within, "token_shift_: elements of x share memory, but are overwritten");
+  }
+}
+
 Tensor shifted(const Tensor& x, const std::vector<int64_t>& channels, const std::vector<int64_t>& offsets,
                const std::string& padding, int64_t start, int64_t stop, int64_t step, bool residual, bool adjoint) {
-  check(x, channels, offsets, step);
+  check(x, channels, offsets, start, stop, step);
   const int64_t bytes = x.numel() * x.element_size();
   const bool long_rows = x.size(3) * x.element_size() > 4 * run_bytes;
   const int64_t longest = long_rows ? run_bytes / x.element_size() : std::max<int64_t>(x.size(3), 1);
@@ -128,9 +142,8 @@ Tensor token_shift(const Tensor& x, const std::vector<int64_t> channels, const s
 
 void token_shift_(const Tensor& x, const std::vector<int64_t> channels, const std::vector<int64_t> offsets,
                   const std::string padding, int64_t start, int64_t stop, int64_t step, const std::string /*backend*/) {
-  check(x, channels, offsets, step);
-  STD_TORCH_CHECK(0 <= start && start <= stop && stop <= x.size(2), "token_shift_: tokens [", start, ", ", stop,
-                  ") of ", x.size(2));
+  check(x, channels, offsets, start, stop, step);
+  check_no_overlap(x);
   const shift::Padding pad = padding_of(padding);
   std::vector<shift::Group> groups;
   int64_t end = 0;

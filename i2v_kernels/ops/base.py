@@ -141,7 +141,7 @@ class Op:
 
     def __call__(self, *args: Any, backend: str | None, prefer: str = "") -> Any:
         """Run the op; ``backend=None`` chooses, before all others the backend ``prefer`` if that can."""
-        if backend is not None and backend not in BACKENDS:
+        if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
             raise ValueError(f"{self.name}: backend={backend!r} is not one of {', '.join(BACKENDS)}")
         backend = backend or self.forced or (prefer and f"{prefer}?")
         if torch.compiler.is_compiling():

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import dispatcher
 from .base import FLOATS
+
+LARGEST = 2**31 - 1  # of what is counted: frames, patches, channels
 
 
 def tensor(
@@ -16,6 +22,8 @@ def tensor(
     """A floating-point tensor of this shape (None: any size), last stride 1, on the device and of the dtype of ``like``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor {layout}, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{op}: {name}.layout={value.layout}, but only dense tensors are supported")
     dtype, got = value.dtype, value.shape
     if dtype not in FLOATS:
         raise TypeError(f"{op}: {name}.dtype={dtype}, but only float64, float32, bfloat16 and float16 are supported")
@@ -63,14 +71,57 @@ def integer(op: str, name: str, value: object, low: int | None = None, high: int
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):
         raise TypeError(f"{op}: {name}={value!r} must be an int")
     if (low is not None and value < low) or (high is not None and value > high):
-        raise ValueError(f"{op}: {name}={value} must lie in [{low}, {high}]")
+        raise ValueError(f"{op}: {name}={value} must " + (f"be at least {low}" if high is None else f"lie in [{low}, {high}]"))
     return value  # type: ignore[return-value]
 
 
-def one_of(op: str, name: str, value: object, choices: tuple[str, ...]) -> None:
+def flag(op: str, name: str, value: object) -> bool:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name}={value!r} must be a bool")
+    return value
+
+
+def number(op: str, name: str, value: object, hint: str = "", finite: bool = False) -> float:
+    """A number as a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name}={value!r} must be a number{hint}")
+    try:
+        found = float(value)
+    except OverflowError:
+        raise ValueError(f"{op}: {name} is an int of {value.bit_length()} bits, but must be within a float's range") from None  # type: ignore[union-attr]
+    if finite and not math.isfinite(found):
+        raise ValueError(f"{op}: {name}={value!r} must be finite")
+    return found
+
+
+def one_of(op: str, name: str, value: object, choices: Iterable[str]) -> None:
     """One of these strings."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{op}: {name}={value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def sizes(op: str, name: str, value: object, names: str, low: int = 0) -> tuple[int, ...]:
+    """As many ints of at least ``low`` as there are names, such as "H, W"."""
+    count = names.count(",") + 1
+    if not isinstance(value, (tuple, list)) or len(value) != count:
+        raise TypeError(f"{op}: {name}={value!r} must be {count} ints ({names})")
+    return tuple(integer(op, f"{name}[{i}]", size, low, LARGEST) for i, size in enumerate(value))
+
+
+def kernel(op: str, value: object) -> tuple[int, ...]:
+    """The size of a convolution's kernel, ``(kt, kh, kw)``, odd."""
+    found = sizes(op, "kernel_size", value, "kt, kh, kw", low=1)
+    if not all(size % 2 for size in found):
+        raise ValueError(f"{op}: kernel_size={value!r}, but kt, kh and kw must be odd")
+    return found
+
+
+def items(op: str, name: str, value: object, what: str) -> list[Any]:
+    """What a list holds."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{op}: {name}={value!r} must be {what}")
+    return list(value)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

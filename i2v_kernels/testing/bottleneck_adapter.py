@@ -84,6 +84,10 @@ def _bad() -> list[Any]:
         ("negative eps", (x, *good), {"norm": (torch.ones(24), None, -1.0)}, ValueError, "norm[2]=-1.0"),
         ("norm of another C", (x, *good), {"norm": (torch.ones(3), None, 1e-5)}, ValueError, "norm[0].shape=(3,)"),
         ("recompute as a number", (x, *good), {"recompute": 1}, TypeError, "recompute=1"),
+        ("eps that is no number", (x, *good), {"norm": (torch.ones(24), None, float("nan"))}, ValueError, "norm[2]=nan"),
+        ("scale as a bool", (x, *good), {"scale": True}, TypeError, "scale=True must be a number"),
+        ("an endless scale", (x, *good), {"scale": 10**400}, ValueError, "scale is an int of 1329 bits"),
+        ("activation as a number", (x, *good), {"activation": 1}, ValueError, "activation=1"),
         ("unknown backend", (x, *good), {"backend": "magic"}, ValueError, "backend='magic'"),
         ("backend that cannot", (x, *good), {"backend": "triton"}, NotImplementedError, "the tensors are on cpu"),
     ]

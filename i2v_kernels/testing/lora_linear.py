@@ -62,6 +62,9 @@ def _bad() -> list[Any]:
         ("A and B exchanged", (x, good[0], good[2], good[1], good[3]), {}, ValueError, "lora_a.shape=(18, 4)"),
         ("bias of another dtype", but(3, good[3].half()), {}, TypeError, "bias.dtype=torch.float16"),
         ("scaling as a string", (x, *good), {"scaling": "2"}, TypeError, "scaling='2'"),
+        ("no dimension", (torch.tensor(1.0), *good), {}, TypeError, "x must be a torch.Tensor [..., C], got one without"),
+        ("scaling as a bool", (x, *good), {"scaling": True}, TypeError, "scaling=True"),
+        ("backend as a list", (x, *good), {"backend": ["library"]}, ValueError, "backend=['library']"),
         ("unknown backend", (x, *good), {"backend": "magic"}, ValueError, "backend='magic'"),
         ("backend that cannot", (x, *good), {"backend": "cpu"}, NotImplementedError, "no such backend"),
     ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..ops import patch_embed
 from .opinfo import OpInfo, Sample, pixels, randn
 
+INF, NAN = float("inf"), float("nan")
 SIDE = 4  # of the patches of the first sample
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
@@ -80,6 +81,12 @@ def _bad() -> list[Any]:
         ("mean of four", (frames, weight), {"mean": (0, 0, 0, 0), "std": (1, 1, 1)}, TypeError, "mean=(0, 0, 0, 0)"),
         ("std as a tensor", (frames, weight), {"mean": (0, 0, 0), "std": torch.ones(3)}, TypeError, "std=tensor("),
         ("std of zero", (frames, weight), {"mean": (0, 0, 0), "std": (1, 0, 1)}, ValueError, "std=(1, 0, 1)"),
+        ("an infinite mean", (frames, weight), {"std": (1, 1, 1), "mean": (0, INF, 0)}, ValueError, "mean=(0, inf, 0) must"),
+        ("a mean that is none", (frames, weight), {"std": (1, 1, 1), "mean": (0, NAN, 0)}, ValueError, "mean=(0, nan, 0)"),
+        ("an infinite std", (frames, weight), {"mean": (0, 0, 0), "std": (1, INF, 1)}, ValueError, "std=(1, inf, 1)"),
+        ("a std that is none", (frames, weight), {"mean": (0, 0, 0), "std": (1, NAN, 1)}, ValueError, "std=(1, nan, 1)"),
+        ("bools as means", (frames, weight), {"mean": (True, 0, 0), "std": (1, 1, 1)}, TypeError, "mean=(True, 0, 0)"),
+        ("a patch of nothing", (frames, weight[:, :, :0]), CLIP, ValueError, "multiple of the patch's 0"),
         ("unknown backend", (frames, weight), {**CLIP, "backend": "magic"}, ValueError, "backend='magic'"),
         ("backend that cannot", (frames, weight), {**CLIP, "backend": "triton"}, NotImplementedError, "are on cpu"),
     ]

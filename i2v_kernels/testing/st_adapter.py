@@ -75,6 +75,9 @@ def _bad() -> list[Any]:
         ("no grid", but(2, torch.randn(12, 1, 3, 3, 3)), {}, ValueError, "grid=None"),
         ("another grid", (x, *good), {"grid": (3, 3)}, ValueError, "is not N=13"),
         ("recompute as a number", (x, *good), {"recompute": 1}, TypeError, "recompute=1"),
+        ("a grid of one number", (x, *good), {"grid": (12,)}, TypeError, "grid=(12,) must be 2 ints"),
+        ("conv as a list", but(2, [1.0]), {}, TypeError, "conv_weight must be a torch.Tensor [R, 1, kt, kh, kw], got list"),
+        ("prefix as a float", (x, *good), {"prefix": 1.0}, TypeError, "prefix=1.0"),
         ("unknown backend", (x, *good), {"backend": "magic"}, ValueError, "backend='magic'"),
         ("backend that cannot", (x, *good), {"backend": "triton"}, NotImplementedError, "the tensors are on cpu"),
     ]

@@ -75,20 +75,18 @@ def bottleneck_adapter(
             checks.tensor(NAME, name, vector, (size,), "[R]" if name == "down_bias" else "[C]", like=x)
     if activation is not None:
         checks.one_of(NAME, "activation", activation, ACTIVATIONS)
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"{NAME}: scale={scale!r} must be a number; multiply up_weight and up_bias by one that is learned")
-    for name, flag in (("residual", residual), ("recompute", recompute)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{NAME}: {name}={flag!r} must be a bool")
+    scale = checks.number(NAME, "scale", scale, "; multiply up_weight and up_bias by one that is learned")
+    checks.flag(NAME, "residual", residual)
+    checks.flag(NAME, "recompute", recompute)
     tensors = (x, down_weight, down_bias, up_weight, up_bias, norm_weight, norm_bias)
     keep = not recompute and needs_gradient(tensors)
-    return _OP(*tensors, float(eps), activation or "", float(scale), residual, keep, backend=backend)[0]
+    return _OP(*tensors, float(eps), activation or "", scale, residual, keep, backend=backend)[0]
 
 
 def _norm(norm: Any) -> tuple[Tensor, Tensor | None, float]:
     if not isinstance(norm, (tuple, list)) or len(norm) != 3 or not isinstance(norm[0], Tensor):
         raise TypeError(f"{NAME}: norm={norm!r} must be (weight, bias or None, eps)")
-    if isinstance(norm[2], bool) or not isinstance(norm[2], (int, float)) or norm[2] < 0:
+    if checks.number(NAME, "norm[2]", norm[2], ": the layer norm's eps", finite=True) < 0:
         raise ValueError(f"{NAME}: norm[2]={norm[2]!r} must be a number of at least 0: the layer norm's eps")
     return norm  # type: ignore[return-value]
 

@@ -46,7 +46,8 @@ def lora_linear(
     """
     x, weight, lora_a, lora_b, bias = checks.autocast(x, weight, lora_a, lora_b, bias)  # type: ignore[assignment]
     if not isinstance(x, Tensor) or x.dim() < 1:
-        raise TypeError(f"{NAME}: x must be a torch.Tensor [..., C], got {x!r}")
+        got = type(x).__name__ if not isinstance(x, Tensor) else "one without a dimension"
+        raise TypeError(f"{NAME}: x must be a torch.Tensor [..., C], got {got}")
     checks.tensor(NAME, "x", x, (None,) * x.dim(), "[..., C]")
     channels = x.shape[-1]
     checks.tensor(NAME, "weight", weight, (None, channels), "[O, C]", like=x)
@@ -54,9 +55,7 @@ def lora_linear(
     checks.tensor(NAME, "lora_b", lora_b, (weight.shape[0], lora_a.shape[0]), "[O, r]", like=x)
     if bias is not None:
         checks.tensor(NAME, "bias", bias, (weight.shape[0],), "[O]", like=x)
-    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)):
-        raise TypeError(f"{NAME}: scaling={scaling!r} must be a number")
-    return _OP(x, weight, lora_a, lora_b, bias, float(scaling), backend=backend)
+    return _OP(x, weight, lora_a, lora_b, bias, checks.number(NAME, "scaling", scaling), backend=backend)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:

@@ -63,7 +63,8 @@ def patch_embed(
         checks.same_place(NAME, "bias", bias, frames)
         if bias.dtype != weight.dtype:
             raise TypeError(f"{NAME}: bias.dtype={bias.dtype}, but weight has {weight.dtype}")
-    return _OP(frames, weight, bias, _three("mean", mean), _three("std", std, positive=True), backend=backend)
+    colours = check_three(NAME, "mean", mean), check_three(NAME, "std", std, positive=True)
+    return _OP(frames, weight, bias, *colours, backend=backend)
 
 
 def _check_frames(frames: object) -> None:
@@ -80,14 +81,17 @@ def _check_frames(frames: object) -> None:
         )
 
 
-def _three(name: str, values: Any, positive: bool = False) -> list[float]:
+def check_three(op: str, name: str, values: Any, positive: bool = False) -> list[float]:
+    """Numbers of red, green and blue that a float32 can hold, so that the normalisation folds into the weights."""
     numbers = isinstance(values, (tuple, list)) and all(
         isinstance(value, (int, float)) and not isinstance(value, bool) for value in values
     )
     if not numbers or len(values) != 3:
-        raise TypeError(f"{NAME}: {name}={values!r} must be three numbers: of red, green and blue")
+        raise TypeError(f"{op}: {name}={values!r} must be three numbers: of red, green and blue")
     if positive and not all(value > 0 for value in values):
-        raise ValueError(f"{NAME}: {name}={values!r} must be above 0")
+        raise ValueError(f"{op}: {name}={values!r} must be above 0")
+    if not all(abs(value) < 1e30 and not (positive and value < 1e-30) for value in values):
+        raise ValueError(f"{op}: {name}={values!r} must be finite, and a number that float32 can hold")
     return [float(value) for value in values]
 
 

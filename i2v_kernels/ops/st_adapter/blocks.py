@@ -120,5 +120,7 @@ def backward(
             sums[1] = added(sums[1], flat_hidden.sum(0), dtype)
         if dx is not None:
             torch.addmm(flat_grad, flat_hidden, down_weight, out=rows.flat(into))
+            if prefix:  # which zeros times a weight that is not finite must not reach
+                into[:, :, :prefix] = g[:, :, :prefix]
     return tuple(gradient(g, p, w, grad) for g, p, w in zip((dx, *sums), (x, *parameters), wanted))
 

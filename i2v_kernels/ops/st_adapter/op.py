@@ -68,8 +68,7 @@ def st_adapter(
         if bias is not None:
             checks.tensor(NAME, name, bias, (size,), "[C]" if name == "up_bias" else "[R]", like=x)
     tensors = (x, down_weight, down_bias, conv_weight, conv_bias, up_weight, up_bias)
-    if not isinstance(recompute, bool):
-        raise TypeError(f"{NAME}: recompute={recompute!r} must be a bool")
+    checks.flag(NAME, "recompute", recompute)
     keep = not recompute and needs_gradient(tensors)
     return _OP(*tensors, height, columns, prefix, keep, backend=backend)[0]
 

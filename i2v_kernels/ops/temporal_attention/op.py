@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
@@ -114,37 +115,47 @@ def temporal_attention(
             raise ValueError(f"{NAME}: mask.shape={tuple(mask.shape)}, but [B, Tk] = {(batch, keys)} is needed")
         checks.same_place(NAME, "mask", mask, q)
         mask = mask.contiguous()
-    if not isinstance(causal, bool):
-        raise TypeError(f"{NAME}: causal={causal!r} must be a bool")
-    left, right = (-1, -1) if window is None else _window(window)
+    checks.flag(NAME, "causal", causal)
+    checks.flag(NAME, "return_lse", return_lse)
+    left, right = check_window(NAME, window)
     if causal:
         right = 0
     if scale is None:
         scale = 1.0 / math.sqrt(max(dim, 1))
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"{NAME}: scale={scale!r} must be a number or None")
+    else:
+        scale = checks.number(NAME, "scale", scale, " or None")
     if offsets is not None:
-        offsets = [checks.integer(NAME, f"offsets[{h}]", offset) for h, offset in enumerate(offsets)]
-        if len(offsets) != heads:
-            raise ValueError(f"{NAME}: offsets={offsets!r} has {len(offsets)} numbers, but there are H={heads} heads")
-        offsets = [min(max(offset, -keys), keys) for offset in offsets]
-    if dropout:
+        offsets = [min(max(offset, -keys), keys) for offset in check_offsets(NAME, offsets, heads)]
+    if checks.number(NAME, "dropout", dropout) != 0:
         raise NotImplementedError(
             f"{NAME}: dropout={dropout!r}: dropping probabilities out is not supported, since no two backends would drop the "
             "same; pass 0 and drop the output instead"
         )
-    arguments = (q, k, v, bias, mask, offsets, float(scale), left, right, return_lse)
+    arguments = (q, k, v, bias, mask, offsets, scale, left, right, return_lse)
     out, lse = _OP(*arguments, backend=backend, prefer="sdpa" if frames > LONGEST or keys > LONGEST else "")
     return (out, lse) if return_lse else out
 
 
-def _window(window: tuple[int | None, int | None]) -> tuple[int, int]:
+def check_window(op: str, window: object) -> tuple[int, int]:
+    """``(left, right)`` as the registered op takes them, -1 for no limit."""
+    if window is None:
+        return -1, -1
     if not isinstance(window, (tuple, list)) or len(window) != 2:
-        raise TypeError(f"{NAME}: window={window!r} must be a pair (left, right)")
+        raise TypeError(f"{op}: window={window!r} must be a pair (left, right) or None")
     left, right = (
-        -1 if limit is None else checks.integer(NAME, f"window[{i}]", limit, low=-1) for i, limit in enumerate(window)
+        -1 if limit is None else min(checks.integer(op, f"window[{i}]", limit, low=-1), checks.LARGEST)
+        for i, limit in enumerate(window)
     )
     return left, right
+
+
+def check_offsets(op: str, offsets: object, heads: int) -> list[int]:
+    """One int for each head."""
+    found = checks.items(op, "offsets", offsets, "a list of one int for each head, or None")
+    found = [checks.integer(op, f"offsets[{h}]", offset) for h, offset in enumerate(found)]
+    if len(found) != heads:
+        raise ValueError(f"{op}: offsets={offsets!r} has {len(found)} numbers, but there are H={heads} heads")
+    return found
 
 
 def _triton_limits(q: Tensor, k: Tensor | None, *rest: Any) -> str | None:
@@ -161,6 +172,17 @@ def _triton_limits(q: Tensor, k: Tensor | None, *rest: Any) -> str | None:
 
 def _sdpa_can_run(*args: Any) -> str | None:
     return "it returns no log-sum-exp" if args[-1] else None
+
+
+_SDPA = reference_backend(
+    sdpa.forward, (0, 1, 2, 3), empty=empty_output, empties=empty_grads, name="sdpa", can_run=_sdpa_can_run,
+    formula=sdpa.by_products,
+)  # fmt: skip
+_EXACT = reference_backend(sdpa.clip_after_clip, (0, 1, 2, 3), empty=empty_output, empties=empty_grads)
+
+
+def _sdpa_backward(grad: Tensor, *args: Any) -> Any:
+    return (_SDPA if sdpa.finite(grad) else _EXACT).backward(grad, *args)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
@@ -186,10 +208,7 @@ _OP = Op(
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool bias_grad) -> (Tensor, Tensor, Tensor, Tensor)",
     backends=(
         reference_backend(reference.forward, (0, 1, 2, 3), empty=empty_output, empties=empty_grads),
-        reference_backend(
-            sdpa.forward, (0, 1, 2, 3), empty=empty_output, empties=empty_grads, name="sdpa", can_run=_sdpa_can_run,
-            formula=sdpa.by_products,
-        ),
+        replace(_SDPA, backward=_sdpa_backward),
         cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
         Backend("cuda", cuda.can_run, cuda.forward, cuda.backward),

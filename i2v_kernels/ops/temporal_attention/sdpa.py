@@ -18,6 +18,14 @@ def forward(
     q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, offsets: Sequence[int] | None,
     scale: float, left: int, right: int, want_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    function = fused if finite(q, k, v, bias) else clip_after_clip
+    return function(q, k, v, bias, mask, offsets, scale, left, right, want_lse)
+
+
+def fused(
+    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, offsets: Sequence[int] | None,
+    scale: float, left: int, right: int, want_lse: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     if q.numel() == 0:
         return reference.forward(q, k, v, bias, mask, offsets, scale, left, right, want_lse)
     q, k, v = unpacked(q, k, v)
@@ -45,4 +53,23 @@ def by_products(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The same by PyTorch's matrix products: its fused kernels have a first gradient and no other."""
     with sdpa_kernel(SDPBackend.MATH):
-        return forward(q, k, v, bias, mask, offsets, scale, left, right)
+        return fused(q, k, v, bias, mask, offsets, scale, left, right)
+
+
+def finite(*tensors: Tensor | None) -> bool:
+    """Whether all numbers are, on a CPU: PyTorch's kernel there loses NaN and infinity, or carries them past a mask. A GPU
+    is not asked, for that would wait for it.
+    """
+    return all(x is None or not x.is_cpu or bool(x.isfinite().all()) for x in tensors)
+
+
+def clip_after_clip(
+    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, offsets: Sequence[int] | None,
+    scale: float, left: int, right: int, want_lse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The definition, with the scores of one clip at a time."""
+    clips = []
+    for b in range(q.shape[0]):
+        q_b, k_b, v_b, mask_b = (None if x is None else x[b : b + 1] for x in (q, k, v, mask))
+        clips.append(reference.forward(q_b, k_b, v_b, bias, mask_b, offsets, scale, left, right, False)[0])  # type: ignore[arg-type]
+    return torch.cat(clips), q.new_empty(0)

@@ -69,8 +69,7 @@ def temporal_conv(
         dilation = min(dilation, max(x.shape[1], 1))  # beyond the clip all taps but the middle one meet zeros
     if activation is not None:
         checks.one_of(NAME, "activation", activation, ACTIVATIONS)
-    if not isinstance(residual, bool):
-        raise TypeError(f"{NAME}: residual={residual!r} must be a bool")
+    checks.flag(NAME, "residual", residual)
     rest = (height, width, prefix, "copy" if residual else prefix_mode, dilation, activation or "", residual)
     return _OP(x, weight, bias, *rest, backend=backend)
 
@@ -79,8 +78,10 @@ def check_kernel(
     op: str, name: str, weight: object, symbol: str, channels: int, x: Tensor, grid: tuple[int, int] | None, prefix: int
 ) -> tuple[int, int]:
     """Checks a depthwise kernel over the tokens of ``x``, their grid and prefix; returns the grid, ``(1, H*W)`` for None."""
-    if not isinstance(weight, Tensor) or weight.dim() != 5 or weight.shape[:2] != (channels, 1):
-        shape, wanted = tuple(getattr(weight, "shape", ())), f"[{symbol}, 1, kt, kh, kw] with {symbol}={channels}"
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor [{symbol}, 1, kt, kh, kw], got {type(weight).__name__}")
+    if weight.dim() != 5 or weight.shape[:2] != (channels, 1):
+        shape, wanted = tuple(weight.shape), f"[{symbol}, 1, kt, kh, kw] with {symbol}={channels}"
         raise ValueError(f"{op}: {name}.shape={shape}, but {wanted} is needed")
     checks.same_place(op, name, weight, x)
     if weight.dtype != x.dtype:
@@ -94,8 +95,7 @@ def check_kernel(
         if sizes[1:] != [1, 1]:
             raise ValueError(f"{op}: grid=None, but {name}.shape={tuple(weight.shape)} reaches over the grid: pass (H, W)")
         return 1, tokens - prefix
-    height = checks.integer(op, "grid[0]", grid[0], low=0)
-    width = checks.integer(op, "grid[1]", grid[1], low=0)
+    height, width = checks.sizes(op, "grid", grid, "H, W")
     if prefix + height * width != tokens:
         raise ValueError(f"{op}: prefix={prefix} + H*W of grid={tuple(grid)} is not N={tokens}")
     return height, width

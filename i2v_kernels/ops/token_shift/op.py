@@ -59,8 +59,7 @@ def token_shift(
         TypeError, ValueError: an argument of a wrong type, dtype, shape or stride; groups that name more than C channels.
         NotImplementedError: the named backend cannot run this call; the text says why.
     """
-    if not isinstance(residual, bool):
-        raise TypeError(f"{NAME}: residual={residual!r} must be True or False")
+    checks.flag(NAME, "residual", residual)
     return _OP(x, *_checked(NAME, x, groups, padding, tokens), residual, backend=backend)
 
 
@@ -100,14 +99,13 @@ def _checked(
     """The arguments that both ops take, as their schemas have them."""
     checks.tensor(op, "x", x, (None,) * 4, "[B, T, N, C]")
     checks.one_of(op, "padding", padding, PADDINGS)
-    channels, offsets = [], []
-    for i, group in enumerate(groups):
-        if not isinstance(group, (tuple, list)) or len(group) != 2:
-            raise TypeError(f"{op}: groups[{i}]={group!r} must be a pair (channels, offset)")
-        channels.append(checks.integer(op, f"groups[{i}][0]", group[0], low=0))
-        offsets.append(checks.integer(op, f"groups[{i}][1]", group[1]))
+    pairs = check_groups(op, groups)
+    channels, offsets = [count for count, _ in pairs], [offset for _, offset in pairs]
     if sum(channels) > x.shape[3]:
-        raise ValueError(f"{op}: groups={list(groups)!r} name {sum(channels)} channels, but x has C={x.shape[3]}")
+        raise ValueError(f"{op}: groups={pairs!r} name {sum(channels)} channels, but x has C={x.shape[3]}")
+    if any(abs(offset) > checks.LARGEST for offset in offsets):  # which the registered ops do not take: the same shift, nearer
+        frames = max(x.shape[1], 1)
+        offsets = [o % frames if padding == "wrap" else min(max(o, -frames), frames) for o in offsets]
     start, stop, step = 0, x.shape[2], 1
     if tokens is not None:
         if not isinstance(tokens, (tuple, list)) or len(tokens) not in (2, 3):
@@ -117,6 +115,17 @@ def _checked(
         if len(tokens) == 3:
             step = min(checks.integer(op, "tokens[2]", tokens[2], low=1), max(stop - start, 1))
     return channels, offsets, padding, start, stop, step
+
+
+def check_groups(op: str, groups: object) -> list[tuple[int, int]]:
+    """``(channels, offset)`` pairs."""
+    pairs = checks.items(op, "groups", groups, "a list of pairs (channels, offset)")
+    for i, group in enumerate(pairs):
+        if not isinstance(group, (tuple, list)) or len(group) != 2:
+            raise TypeError(f"{op}: groups[{i}]={group!r} must be a pair (channels, offset)")
+        checks.integer(op, f"groups[{i}][0]", group[0], low=0)
+        checks.integer(op, f"groups[{i}][1]", group[1])
+    return [(count, offset) for count, offset in pairs]
 
 
 def _cuda(x: Tensor, channels: Any, offsets: Any, padding: str, *rest: Any, adjoint: bool) -> Tensor:
