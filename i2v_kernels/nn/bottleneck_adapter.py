@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from ..ops import bottleneck_adapter, checks
-from ..ops.activations import activate
+from ..ops.activations import ACTIVATIONS, activate
 from .plain import is_plain
 
 NAMES = {"aim": ("D_fc1", "D_fc2"), "adaptformer": ("down_proj", "up_proj")}
@@ -46,8 +46,14 @@ class BottleneckAdapter(nn.Module):
         published: str = "aim",
     ) -> None:
         super().__init__()
-        if published not in NAMES:
-            raise ValueError(f"BottleneckAdapter: published={published!r} is not one of {', '.join(map(repr, NAMES))}")
+        name = "BottleneckAdapter"
+        checks.integer(name, "channels", channels, low=1)
+        checks.integer(name, "width", width, low=0)
+        if activation is not None:
+            checks.one_of(name, "activation", activation, ACTIVATIONS)
+        checks.number(name, "scale", scale)
+        checks.flag(name, "residual", residual)
+        checks.one_of(name, "published", published, NAMES)
         self.activation, self.scale, self.residual, self.names = activation, scale, residual, NAMES[published]
         down, up = nn.Linear(channels, width), nn.Linear(width, channels)
         if published == "adaptformer":

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops import lora_linear
+from ..ops import checks, lora_linear
 from .plain import is_plain, why_not_tensors
 
 
@@ -40,8 +40,10 @@ class LoRALinear(nn.Module):
         super().__init__()
         if not isinstance(base_layer, nn.Linear):
             raise TypeError(f"LoRALinear: base_layer must be an nn.Linear, got {type(base_layer).__name__}")
-        if not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"LoRALinear: rank={rank!r} must be an int of at least 1")
+        checks.integer("LoRALinear", "rank", rank, low=1)
+        checks.number("LoRALinear", "alpha", alpha, finite=True)
+        checks.flag("LoRALinear", "rslora", rslora)
+        checks.flag("LoRALinear", "freeze", freeze)
         self.base_layer = base_layer.requires_grad_(not freeze)
         low = nn.Linear(base_layer.in_features, rank, bias=False).to(base_layer.weight)
         high = nn.Linear(rank, base_layer.out_features, bias=False).to(base_layer.weight)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..ops import patch_embed
+from ..ops import checks, patch_embed
+from ..ops.patch_embed.op import check_three
 from .plain import why_not_plain
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -42,6 +43,10 @@ class PatchEmbed(nn.Module):
         std: Sequence[float] = STD,
     ) -> None:
         super().__init__()
+        checks.integer("PatchEmbed", "channels", channels, low=1)
+        sides = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        checks.sizes("PatchEmbed", "patch_size", sides, "ph, pw", low=1)
+        checks.flag("PatchEmbed", "bias", bias)
         self._take(nn.Conv2d(3, channels, patch_size, patch_size, bias=bias), mean, std)
 
     @classmethod
@@ -57,7 +62,10 @@ class PatchEmbed(nn.Module):
 
     def _take(self, conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]) -> None:
         self.weight, self.bias = conv.weight, conv.bias
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        self.mean, self.std = (
+            tuple(check_three("PatchEmbed", name, values, positive=name == "std"))
+            for name, values in (("mean", mean), ("std", std))
+        )
 
     @staticmethod
     def why_not(conv: nn.Module) -> str | None:

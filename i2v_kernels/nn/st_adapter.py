@@ -38,6 +38,9 @@ class STAdapter(nn.Module):
         self, channels: int, width: int = 384, kernel_size: tuple[int, int, int] = (3, 1, 1), prefix: int = 1
     ) -> None:
         super().__init__()
+        for name, size, low in (("channels", channels, 1), ("width", width, 1), ("prefix", prefix, 0)):
+            checks.integer("STAdapter", name, size, low)
+        checks.kernel("STAdapter", kernel_size)
         self.fc1 = nn.Linear(channels, width)
         self.conv = nn.Conv3d(width, width, kernel_size, padding="same", groups=width)
         self.fc2 = nn.Linear(width, channels)

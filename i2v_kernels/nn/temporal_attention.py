@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..ops import temporal_attention
+from ..ops import checks, temporal_attention
+from ..ops.temporal_attention.op import check_offsets, check_window
 
 CLIP_NAMES = {
     "in_proj_weight": "qkv.weight",
@@ -55,8 +56,15 @@ class TemporalAttention(nn.Module):
         offsets: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if heads < 1 or channels % heads:
+        name = "TemporalAttention"
+        checks.integer(name, "channels", channels, low=1)
+        checks.flag(name, "qkv_bias", qkv_bias)
+        checks.flag(name, "causal", causal)
+        check_window(name, window)
+        if checks.integer(name, "heads", heads) < 1 or channels % heads:
             raise ValueError(f"TemporalAttention: heads={heads} must divide channels={channels}")
+        if offsets is not None:
+            offsets = check_offsets(name, offsets, heads)
         self.channels, self.heads, self.causal, self.window, self.offsets = channels, heads, causal, window, offsets
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         self.proj = nn.Linear(channels, channels)

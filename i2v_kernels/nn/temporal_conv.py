@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..ops import temporal_conv
+from ..ops import checks, temporal_conv
+from ..ops.activations import ACTIVATIONS
+from ..ops.temporal_conv.op import PREFIX_MODES
 
 
 class TemporalConv(nn.Module):
@@ -42,6 +44,16 @@ class TemporalConv(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
+        name = "TemporalConv"
+        checks.integer(name, "channels", channels, low=1)
+        checks.kernel(name, kernel_size)
+        checks.flag(name, "bias", bias)
+        checks.integer(name, "prefix", prefix, low=0)
+        checks.one_of(name, "prefix_mode", prefix_mode, PREFIX_MODES)
+        checks.integer(name, "dilation", dilation, low=1)
+        if activation is not None:
+            checks.one_of(name, "activation", activation, ACTIVATIONS)
+        checks.flag(name, "residual", residual)
         conv = nn.Conv3d(channels, channels, kernel_size, groups=channels, bias=bias)
         self.weight, self.bias = conv.weight, conv.bias
         self.options: dict[str, Any] = {

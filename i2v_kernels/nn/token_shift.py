@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ops import token_shift, token_shift_
+from ..ops import checks, token_shift, token_shift_
+from ..ops.token_shift.op import PADDINGS, check_groups
 from .functional import token_t1d
 from .plain import is_plain
 
@@ -37,7 +38,16 @@ class TokenShift(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        self.groups = tuple((channels, offset) for channels, offset in groups)
+        name = "TokenShift"
+        self.groups = tuple(check_groups(name, groups))
+        checks.one_of(name, "padding", padding, PADDINGS)
+        checks.flag(name, "residual", residual)
+        if tokens is not None:
+            if not isinstance(tokens, (tuple, list)) or len(tokens) not in (2, 3):
+                raise TypeError(f"{name}: tokens={tokens!r} must be (start, stop) or (start, stop, step)")
+            for i, (place, low) in enumerate(zip(tokens, (0, 0, 1))):
+                if place is not None or i != 1:
+                    checks.integer(name, f"tokens[{i}]", place, low)
         self.padding = padding
         self.tokens = tokens
         self.residual = residual
@@ -107,7 +117,8 @@ class TS2NetShift(nn.Module):
 
     def __init__(self, channels: int, n_div: int = 7) -> None:
         super().__init__()
-        self.channels, self.n_div = channels, n_div
+        self.channels = checks.integer("TS2NetShift", "channels", channels, low=1)
+        self.n_div = checks.integer("TS2NetShift", "n_div", n_div, low=1)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.shape[2]
@@ -156,6 +167,6 @@ class TokenT1D(nn.Module):
 
 
 def _fold(channels: int, n_div: int) -> int:
-    if n_div < 2 or channels < n_div:
+    if checks.integer("TokenShift", "n_div", n_div) < 2 or checks.integer("TokenShift", "channels", channels) < n_div:
         raise ValueError(f"TokenShift: n_div={n_div} must lie in [2, channels={channels}]")
     return channels // n_div
