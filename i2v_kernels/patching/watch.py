@@ -101,7 +101,7 @@ class _Settings:
 
     def __init__(self, module: nn.Module, ignored: frozenset[str]) -> None:
         own = vars(module)
-        self.names, self.ignored, self.count = frozenset(own), ignored, len(own)
+        self.names, self.ignored, self.count = frozenset(own), ignored, _count(own)
         self.values: list[tuple[str, Any]] = []
         self.configs: list[tuple[str, type, list[tuple[str, Any]]]] = []
         self.tensors: list[tuple[str, Tensor]] = []
@@ -117,20 +117,23 @@ class _Settings:
 
     def hold(self, module: nn.Module) -> bool:
         own = module.__dict__
-        if len(own) != self.count:
+        if _count(own) != self.count:
             for name in own:
                 new = name not in self.names and name not in OF_ALL and name not in self.ignored
                 if new and (not name.startswith("_") or hasattr(type(module), name)):
                     return False
         for name, value in self.values:
-            if not _same(getattr(module, name, Watch), value):
+            now = getattr(module, name, Watch)
+            if now is not value and not _same(now, value):
                 return False
         for name, kind, values in self.configs:
             config = getattr(module, name, None)
             if type(config) is not kind:
                 return False
+            held = config.__dict__  # configurations of transformers compute what is asked for by getattr
             for key, value in values:
-                if not _same(getattr(config, key, Watch), value):
+                now = held.get(key, Watch)
+                if now is not value and not _same(now, value):
                     return False
         if not self.tensors:
             return True
@@ -142,6 +145,11 @@ class _Settings:
         if type(now) not in (Tensor, nn.Parameter) or now.is_meta or now.numel() > FEW or not now.is_cpu:
             return False
         return now.dtype == then.dtype and torch.equal(now, then)
+
+
+def _count(own: dict[str, Any]) -> int:
+    """Of attributes, whether it is patched or not."""
+    return len(own) - ("forward" in own) - ("_replicate_for_data_parallel" in own)
 
 
 def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:

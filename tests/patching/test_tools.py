@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -317,6 +318,38 @@ def test_onnx() -> None:
     x = torch.randn(3, 8)
     program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=({0: "batch"},))
     assert program is not None and "i2v_kernels" not in str(program.model)
+
+
+def test_sharding_after_patching(tmp_path: Path) -> None:
+    """Of a layer that is passed over, of all, and its columns and rows on several devices."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    x = torch.randn(3, 8)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        for shard in (lambda m: torch.distributed.fsdp.fully_shard(m[0].fc1), torch.distributed.fsdp.fully_shard):
+            fast, plain = twins(trained(nn.Sequential(Named(), AIMAdapter(8))))
+            shard(fast)
+            torch.testing.assert_close(fast(x), plain(x))
+            fast(x).sum().backward()
+        fast, plain = twins(trained(nn.Sequential(Named())))
+        parallelize_module(fast[0], init_device_mesh("cpu", (1,)), {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()})
+        torch.testing.assert_close(fast(x), plain(x))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_arguments_by_name_and_weights_from_elsewhere() -> None:
+    conv, plain = twins(nn.Conv3d(4, 4, (3, 1, 1), padding="same", groups=4))
+    video = torch.randn(2, 4, 5, 2, 2)
+    torch.testing.assert_close(conv(input=video), plain(input=video))
+    several, x = [trained(Named()) for _ in range(3)], torch.randn(3, 8)
+    base = copy.deepcopy(several[0])
+    i2v.patch(base)
+    weights, _ = torch.func.stack_module_state(several)
+    found = torch.func.vmap(lambda w: torch.func.functional_call(base, w, (x,)))(weights)
+    torch.testing.assert_close(found, torch.stack([module(x) for module in several]))
 
 
 # What becomes of a patched model -------------------------------------------------------------------------------------------
