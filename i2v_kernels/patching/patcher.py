@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,6 +140,7 @@ def _forward_of(module: nn.Module, found: Replacement) -> Callable[..., Any]:
             return replacement(self, original, *args, **kwargs)
         return original(*args, **kwargs)
 
+    forward.__signature__ = inspect.signature(type(module).forward)  # type: ignore[attr-defined]  # exporters and trainers ask
     setattr(forward, PATCHED, replacement)
     return forward
 

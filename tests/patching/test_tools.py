@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import warnings
 from collections.abc import Callable
@@ -302,6 +303,16 @@ def test_export_with_a_dynamic_batch(name: str) -> None:
     assert not any("i2v_kernels" in target for target in operators(program.graph))
     more = torch.cat([x, x, x])
     torch.testing.assert_close(output(program.module(), more), output(model, more), rtol=1e-4, atol=1e-4)
+
+
+def test_the_model_itself_has_the_signature_that_it_had() -> None:
+    """By which exporters name its inputs."""
+    model, plain = twins(trained(Named()))
+    assert inspect.signature(model.forward) == inspect.signature(plain.forward)
+    x = torch.randn(3, 8)
+    for shapes in ({"x": {0: torch.export.Dim("batch")}}, ({0: torch.export.Dim("batch")},)):
+        program = torch.export.export(model, (x,), dynamic_shapes=shapes)
+        torch.testing.assert_close(program.module()(torch.cat([x, x])), plain(torch.cat([x, x])))
 
 
 def test_fx() -> None:
