@@ -54,14 +54,12 @@ def with_grad(tensors):
     return [t.clone().requires_grad_() for t in tensors]
 
 
-@pytest.mark.parametrize("info, sample", CALLS)
+@pytest.mark.parametrize("info, sample", FIRST)
 def test_against_finite_differences(info, sample):
-    """Tangents, gradients, gradients of gradients, tangents of gradients, and batches of all but the last."""
+    """Tangents, gradients, gradients of gradients and tangents of gradients."""
     call, tensors = function(info, sample)
     options = {"atol": 1e-6, "fast_mode": True}
-    assert torch.autograd.gradcheck(
-        call, with_grad(tensors), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True, **options
-    )
+    assert torch.autograd.gradcheck(call, with_grad(tensors), check_forward_ad=True, **options)
     assert torch.autograd.gradgradcheck(call, with_grad(tensors), check_fwd_over_rev=True, **options)
 
 
@@ -107,6 +105,10 @@ def test_transforms(info, backend):
     torch.testing.assert_close(value, out.detach())
     assert value.stride() == out.stride()
     close(pull(incoming))
+    used = with_grad(tensors)
+    batched = torch.autograd.grad(call(*used), used, torch.stack([incoming, -incoming]), is_grads_batched=True)
+    close([both[0] for both in batched])
+    close([-both[1] for both in batched])
     close(grad(lambda *t: (call(*t) * incoming).sum(), argnums=tuple(range(len(tensors))))(*tensors))
     value, tangent = jvp(call, tuple(tensors), along)
     assert value.stride() == out.stride()

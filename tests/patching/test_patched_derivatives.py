@@ -17,7 +17,7 @@ import i2v_kernels as i2v
 from i2v_kernels.patching import mlp
 
 # One for each kind of replacement.
-NAMES = ("timesformer blocks", "tsm", "conv adapters", "aim blocks", "peft lora")
+NAMES = ("timesformer blocks", "tsm", "conv adapters", "aim blocks")
 
 
 def both(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
