@@ -35,9 +35,11 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(tmp_pa
 
 def test_a_run_that_cannot_start_lets_go_of_its_folder(tmp_path):
     fit(video_model(), ClipList(), settings(tmp_path, steps=2))
+    kept = []  # the errors, whose tracebacks hold the runs
     for _ in range(2):
-        with pytest.raises(ValueError, match="lr was"):
+        with pytest.raises(ValueError, match="lr was") as error:
             Trainer(video_model(), ClipList(), settings(tmp_path, steps=2, lr=1.0))
+        kept.append(error)
 
 
 def test_kill_9_releases_the_lock_though_a_worker_lives_on(tmp_path):
