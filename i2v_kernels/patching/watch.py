@@ -101,7 +101,9 @@ class _Settings:
 
     def __init__(self, module: nn.Module, ignored: frozenset[str]) -> None:
         own = vars(module)
-        self.names, self.ignored, self.count = frozenset(own), ignored, _count(own)
+        # replicas of DataParallel have their weights as plain attributes
+        self.names, self.ignored, self.count = frozenset((*own, *module._parameters)), ignored, _count(own)
+        self.children, self.parameters = len(module._modules), len(module._parameters)
         self.values: list[tuple[str, Any]] = []
         self.configs: list[tuple[str, type, list[tuple[str, Any]]]] = []
         self.tensors: list[tuple[str, Tensor]] = []
@@ -117,6 +119,8 @@ class _Settings:
 
     def hold(self, module: nn.Module) -> bool:
         own = module.__dict__
+        if len(own["_modules"]) != self.children or len(own["_parameters"]) > self.parameters:
+            return False
         if _count(own) != self.count:
             for name in own:
                 new = name not in self.names and name not in OF_ALL and name not in self.ignored

@@ -235,6 +235,7 @@ class Scaled(AIMAdapter):
         self.table = torch.ones(8)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x) if hasattr(self, "norm") else x
         scale = self.scale * self.config.scale * self.factors[0] * self.factor * self.gate * self.table
         return x + self.function(scale * self.D_fc2(self.act(self.D_fc1(x))) * getattr(self, "late", 1.0))
 
@@ -268,6 +269,7 @@ SETTINGS = {
     "number": (Scaled, set_to("scale", 2.0), (3, 8)),
     "class's number": (Scaled, set_to("factor", 2.0), (3, 8)),
     "new number": (Scaled, set_to("late", 2.0), (3, 8)),
+    "new child": (Scaled, set_to("norm", nn.Tanh), (3, 8)),
     "function": (Scaled, set_to("function", torch.tanh), (3, 8)),
     "configuration": (Scaled, set_to("config.scale", 0.1), (3, 8)),
     "list": (Scaled, write_factors, (3, 8)),
@@ -433,6 +435,16 @@ def test_compiled_it_runs_the_ops_and_sees_what_changes() -> None:
     for module in (model, plain):
         module[0].D_fc1.register_forward_hook(lambda module, args, out: 2 * out)
     torch.testing.assert_close(compiled(x), plain(x))
+
+
+def test_replicas_run_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of ``nn.DataParallel``, whose weights are plain attributes."""
+    module, plain = twins(nn.Conv3d(4, 4, (3, 1, 1), padding="same", groups=4))
+    replica, ran, op, x = module._replicate_for_data_parallel(), [], i2v.temporal_conv, torch.randn(2, 4, 5, 2, 2, requires_grad=True)
+    replica.weight, replica.bias = module.weight * 1, module.bias * 1
+    monkeypatch.setattr(i2v.patching.conv, "temporal_conv", lambda *args, **options: ran.append(1) or op(*args, **options))
+    torch.testing.assert_close(replica(x), plain(x))
+    assert ran
 
 
 def test_default_devices_are_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
