@@ -440,7 +440,8 @@ def test_compiled_it_runs_the_ops_and_sees_what_changes() -> None:
 def test_replicas_run_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of ``nn.DataParallel``, whose weights are plain attributes."""
     module, plain = twins(nn.Conv3d(4, 4, (3, 1, 1), padding="same", groups=4))
-    replica, ran, op, x = module._replicate_for_data_parallel(), [], i2v.temporal_conv, torch.randn(2, 4, 5, 2, 2, requires_grad=True)
+    x = torch.randn(2, 4, 5, 2, 2, requires_grad=True)
+    replica, ran, op = module._replicate_for_data_parallel(), [], i2v.temporal_conv
     replica.weight, replica.bias = module.weight * 1, module.bias * 1
     monkeypatch.setattr(i2v.patching.conv, "temporal_conv", lambda *args, **options: ran.append(1) or op(*args, **options))
     torch.testing.assert_close(replica(x), plain(x))
