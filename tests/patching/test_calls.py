@@ -22,8 +22,6 @@ import i2v_kernels as i2v
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHEAP = [
     "timesformer divided",
-    "xclip",
-    "timm",
     "tsm",
     "aim blocks",
     "x-clip blocks",
