@@ -45,6 +45,7 @@ def _samples() -> list[Sample]:
         Sample("rows", (randn(7, 24), *parameters)),
         Sample("nan", (nan, *parameters), {"activation": "relu"}),
         Sample("one row", (randn(24), *parameters), {"norm": norm}),
+        Sample("one row, recompute", (randn(24), *parameters), {"recompute": True}),
         Sample("no tokens", (x[:, :, :0], *parameters), {"norm": norm}),
         Sample("no clips", (x[:0], *parameters)),
         Sample("no channels", (x[..., :0], *_parameters(0, 10))),

@@ -60,7 +60,7 @@ def backward(
     d_up: Any = None
     d_down_bias: Any = None
     d_up_bias: Any = None
-    has_norm, has_kept = norm_weight is not None, kept.dim() == x.dim()
+    has_norm, has_kept = norm_weight is not None, kept.shape == (*x.shape[:-1], down_weight.shape[0])
     down = down_weight * norm_weight if norm_weight is not None else down_weight
     start = down_bias
     if norm_bias is not None:
