@@ -108,16 +108,22 @@ def test_bad_input(op, args, kwargs, exception, text):
 @needs_extension
 @pytest.mark.parametrize("info", OPINFOS, ids=str)
 def test_same_bits_for_any_number_of_threads(info):
+    """How PyTorch's matrix products are divided is for MKL to choose: the formula tells whether it does so by threads."""
     sample = info.models(1)[-1].to(torch.float32, requires_grad=True)
     threads = torch.get_num_threads()
+
+    def same(backend):
+        found = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(run(info, sample, backend))
+        return all(torch.equal(a, b) for a, b in zip(*found))
+
     try:
-        torch.set_num_threads(1)
-        one = run(info, sample, kernels(info))
-        torch.set_num_threads(2)
-        two = run(info, sample, kernels(info))
+        products = info.name in ("bottleneck_adapter", "lora_linear", "st_adapter")
+        assert same(kernels(info)) or (products and not same("reference"))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(one, two))
 
 
 @needs_extension
