@@ -49,6 +49,7 @@ def _samples() -> list[Sample]:
         Sample("no tokens", (x[:, :, :0], *parameters), {"norm": norm}),
         Sample("no clips", (x[:0], *parameters)),
         Sample("no channels", (x[..., :0], *_parameters(0, 10))),
+        Sample("no scale", (x, *parameters), {"scale": 0}),
         Sample("no bottleneck", (x, *_parameters(24, 0)), {"norm": norm, "scale": 0.5}),
         Sample("no bottleneck, no biases", (x, down[:0], None, up[:, :0].contiguous(), None), {"residual": False}),
     ]

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from test_layouts import backends
-from test_special_values import judge, spoiled
+from test_special_values import PADS, judge, spoiled
 from torch.func import jvp
 
 from i2v_kernels.testing import OPINFOS
@@ -85,6 +85,8 @@ def test_call(info, data):
         known = [torch.where(e.isfinite() | ~w.isfinite(), g, w.to(g.dtype)) for g, e, w in zip(got, eager, want)]
         if dtype in (torch.float32, torch.float64) and not (backend == "reference" and special is not None):
             judge(info, known, want, (backend,))
+        if special is not None and info.name in PADS:  # what the activation makes of those NaN is the definition's alone
+            continue
         for i, (g, e, w) in enumerate(zip(known, eager, want, strict=True)):
             assert g.shape == w.shape and g.dtype == dtype, (backend, i)
             finite = w.isfinite() & e.isfinite()

@@ -28,7 +28,11 @@ def forward(
     for into, rows, *hidden in row_blocks(out, (x, kept) if keep else (x,), rows_of_a_block(x, down_weight)):
         normed = rows if norm_weight is None else F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
         active = activate(project(normed, down_weight, down_bias, *hidden), activation)
-        if up_bias is not None:
+        if scale == 0:  # which addmm takes for leave to read nothing, NaN neither
+            torch.mul(project(active, up_weight, up_bias), scale, out=into)
+            if residual:
+                into += rows
+        elif up_bias is not None:
             torch.addmm(up_bias, active, up_weight.t(), beta=scale, alpha=scale, out=into)
             if residual:
                 into += rows

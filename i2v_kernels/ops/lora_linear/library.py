@@ -13,7 +13,10 @@ def forward(x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, bias: Ten
     out = empty_tokens(x, weight.shape[0])
     for into, rows in row_blocks(out, (x,), max(out.numel(), 1)):
         project(rows, weight, bias, into)
-        into.addmm_(rows @ lora_a.t(), lora_b.t(), alpha=scaling)
+        if scaling == 0:  # which addmm takes for leave to read nothing, NaN neither
+            into += rows @ lora_a.t() @ lora_b.t() * scaling
+        else:
+            into.addmm_(rows @ lora_a.t(), lora_b.t(), alpha=scaling)
     return out
 
 
