@@ -321,6 +321,8 @@ def reference_backend(
     def derive(grad: Tensor, *args: Any) -> Any:
         if backward is not None:
             return empty_dense_like(grad).copy_(backward(grad, *args))
+        if not grad.is_contiguous() and (dense := empty_dense_like(grad)).stride() != grad.stride():
+            grad = dense.copy_(grad)  # PyTorch's convolutions refuse gradients whose elements share memory
         function = through or forward
         inputs = list(args[: function.__code__.co_argcount])
         for i in differentiable:
