@@ -38,7 +38,7 @@ def judge(info, got, want, what):
 
 @pytest.mark.parametrize("info, value", SPECIAL)
 def test_one_number_that_is_not_finite(info, value):
-    for turn, sample in enumerate(info.samples()[:: 2 if value == value else 1]):
+    for turn, sample in enumerate(info.samples()[::3] if value == value else info.samples()[::2]):
         sample = sample.map(lambda x: x.contiguous()).to()
         if sample.dtype != torch.float64 or not all(t.isfinite().all() for t in sample.tensors()):
             continue
