@@ -73,11 +73,8 @@ class H264Pictures(NalPictures):
     def in_extradata(self, data: bytes) -> Iterator[bytes]:
         self.length_size, at = (data[4] & 3) + 1, 5
         for mask in (31, 255):
-            number, at = data[at] & mask, at + 1
-            for _ in range(number):
-                length = int.from_bytes(data[at : at + 2], "big")
-                yield data[at + 2 : at + 2 + length]
-                at += 2 + length
+            found, at = _listed(data, at + 1, data[at] & mask)
+            yield from found
 
     def parameters(self, unit: bytes) -> None:
         bits = self.bits(unit, len(unit))
@@ -190,10 +187,8 @@ class HevcPictures(NalPictures):
         self.length_size, at = (data[21] & 3) + 1, 23
         for _ in range(data[22]):
             number, at = int.from_bytes(data[at + 1 : at + 3], "big"), at + 3
-            for _ in range(number):
-                length = int.from_bytes(data[at : at + 2], "big")
-                yield data[at + 2 : at + 2 + length]
-                at += 2 + length
+            found, at = _listed(data, at, number)
+            yield from found
 
     def parameters(self, unit: bytes) -> None:
         bits = self.bits(unit, len(unit))
@@ -268,3 +263,13 @@ class HevcPictures(NalPictures):
             self.epoch, self.previous = self.epoch + 1, 0
         counts = temporal == 0 and not 6 <= kind <= 9 and not (kind < 16 and kind % 2 == 0)
         return Picture(1, self.place(bits.read(self.order_bits), self.order_bits, counts), start)
+
+
+def _listed(data: bytes, at: int, number: int) -> tuple[list[bytes], int]:
+    """So many units, each behind its length in two bytes, and where they end."""
+    found = []
+    for _ in range(number):
+        end = at + 2 + int.from_bytes(data[at : at + 2], "big")
+        found.append(data[at + 2 : end])
+        at = end
+    return found, at

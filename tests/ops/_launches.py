@@ -88,7 +88,8 @@ def test_a_repeated_launch_has_the_same_arguments(info, i, dtype, monkeypatch):
                 assert other == value.data_ptr() or value.data_ptr() not in places
             else:
                 assert type(value) is type(other) and value == other
-    assert again or not sample.args[0].numel() or info.name == "bottleneck_adapter"  # whose float32 is PyTorch's
+    nothing = any(not x.numel() for x in sample.inputs())
+    assert again or nothing or info.name == "bottleneck_adapter"  # whose float32 is PyTorch's
 
 
 @pytest.mark.parametrize("info, i", CALLS)
@@ -166,7 +167,7 @@ def test_a_ragged_batch_compiles_nothing(name):
     info = next(info for info in INFOS if info.name == name)
     for i, sample in enumerate(info.samples()):
         x = sample.args[0]
-        if x.shape[0] > 1 and x.numel() and x.stride(0) == max(x.stride()):
+        if x.dim() > 1 and x.shape[0] > 1 and x.numel() and x.stride(0) == max(x.stride()):
             call(info, batch(info, i, 64))
             compiled = len(STUB.compiled)
             for clips in (*BATCHES, 1):

@@ -39,12 +39,14 @@ def run(info, sample, backend):
     return [out, *torch.autograd.grad(out, sample.tensors(), grad)]
 
 
-def error(got, want):
-    """Relative error in the 2-norm over the entries that are finite; the others must agree in kind."""
+def error(got, want, yardstick=False):
+    """Relative error in the 2-norm over the entries that are finite; the others must agree in kind, except in a yardstick:
+    with AMX, PyTorch's bfloat16 products carry a NaN into the products beside.
+    """
     got = got.detach().double()
-    assert torch.equal(got.isnan(), want.isnan())
-    assert torch.equal(got.isinf(), want.isinf())
-    finite = want.isfinite()
+    assert yardstick or torch.equal(got.isnan(), want.isnan())
+    assert yardstick or torch.equal(got.isinf(), want.isinf())
+    finite = want.isfinite() & (got.isfinite() if yardstick else True)
     return ((got - want)[finite].norm() / want[finite].norm().clamp_min(1e-30)).item()
 
 
@@ -65,7 +67,7 @@ def compare(info, sample, dtype, backend):
             assert torch.equal(g, e), name
         # float64 is the yardstick itself; half a unit in the last place is the rounding of the result
         slack = (64 if dtype == torch.float64 else 0.5) * torch.finfo(dtype).eps
-        yard = error(e, w.detach())
+        yard = error(e, w.detach(), yardstick=True)
         assert yard < 64 * torch.finfo(dtype).eps, (name, yard)  # more is no rounding: a yardstick that is wrong judges nothing
         limit = 1.5 * yard + slack
         found = error(g, w.detach())

@@ -90,8 +90,8 @@ def test_half_precision_merges_in_float32():
     ("arguments", "error", "message"),
     (
         ((torch.nn.Conv1d(2, 2, 1),), TypeError, "base_layer must be an nn.Linear, got Conv1d"),
-        ((torch.nn.Linear(2, 2), 0), ValueError, "rank=0 must be an int of at least 1"),
-        ((torch.nn.Linear(2, 2), 0.5), ValueError, "rank=0.5"),
+        ((torch.nn.Linear(2, 2), 0), ValueError, "rank=0 must be at least 1"),
+        ((torch.nn.Linear(2, 2), 0.5), TypeError, "rank=0.5 must be an int"),
     ),
 )
 def test_refuses(arguments, error, message):

@@ -169,7 +169,8 @@ def forward(x: Tensor, down_weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]
     """``[..., C]`` -> the same and ``[..., R]``: one kernel in 16 bits while the bottleneck fits into a tile, else PyTorch's
     products.
     """
-    if x.itemsize > 2 or down_weight.shape[0] > WIDEST or x.numel() == 0 or not _viewable(x.shape, x.stride()):
+    nothing = x.numel() == 0 or down_weight.numel() == 0
+    if x.itemsize > 2 or down_weight.shape[0] > WIDEST or nothing or not _viewable(x.shape, x.stride()):
         return blocks.forward(x, down_weight, *rest)
     *parameters, eps, activation, scale, residual, keep = rest
     out, kept = blocks.empty_output(x, down_weight, keep)

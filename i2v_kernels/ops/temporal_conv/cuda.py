@@ -36,7 +36,7 @@ def _convolve(
     prefix_mode: str, dilation: int, activation: str = "", gradient: bool = False, turned: bool = False,
 ) -> Tensor:  # fmt: skip
     weight = weight.flip(2, 3, 4) if turned else weight
-    taps = weight.reshape(weight.shape[0], -1).t().contiguous()  # [taps, C]: channels innermost, as in x
+    taps = weight.reshape(weight.shape[0], weight.shape[2:].numel()).t().contiguous()  # [taps, C]: channels innermost, as in x
     bias = bias if bias is None else bias.contiguous()
     grid = (height, width, prefix, prefix_mode == "copy", dilation)
     _extension.compiled("temporal_conv")(x, taps, bias, extra, out, weight.shape[2:], *grid, activation, gradient)
@@ -47,8 +47,8 @@ def _sum_products(
     grad: Tensor, x: Tensor, weight: Tensor, height: int, width: int, prefix: int, dilation: int, wanted: list[bool]
 ) -> tuple[Tensor, Tensor]:
     dweight = dbias = grad.new_empty(0)
-    channels, taps = weight.shape[0], weight[0].numel()
-    vectors = max(1, channels * x.element_size() // 16) * weight[0, 0, 0].numel()
+    channels, taps = weight.shape[0], weight.shape[1:].numel()
+    vectors = max(1, channels * x.element_size() // 16) * weight.shape[3:].numel()
     shares = max(1, min(THREADS // vectors, x.shape[0] * (x.shape[2] - prefix)))
     weight_sums = torch.empty(shares, taps, channels, dtype=torch.float32, device=x.device)
     bias_sums = torch.empty(shares, channels, dtype=torch.float32, device=x.device)
