@@ -6,8 +6,7 @@ Same numbers as the package's ops, kept so that both can be timed and compared (
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def frames_last(x: Tensor, frames: int) -> Tensor:
@@ -22,11 +21,9 @@ def tokens_last(x: Tensor, length: int) -> Tensor:
     return x.view(x.shape[0] // length, length, frames, channels).transpose(1, 2).flatten(0, 1)
 
 
-def temporal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, frames: int, grid: tuple[int, int]) -> Tensor:
-    """Depthwise ``conv3d`` of patches ``[B*T, H*W, C]``: to channels first and back, two copies."""
-    channels = x.shape[-1]
-    x = x.view(x.shape[0] // frames, frames, *grid, channels).permute(0, 4, 1, 2, 3).contiguous()
-    x = F.conv3d(x, weight, bias, padding=[size // 2 for size in weight.shape[2:]], groups=channels)
+def temporal_conv(x: Tensor, conv: nn.Module, frames: int, grid: tuple[int, int]) -> Tensor:
+    """A depthwise ``nn.Conv3d`` of patches ``[B*T, H*W, C]``: to channels first and back, two copies."""
+    x = conv(x.view(x.shape[0] // frames, frames, *grid, x.shape[-1]).permute(0, 4, 1, 2, 3).contiguous())
     return x.permute(0, 2, 3, 4, 1).contiguous().flatten(2, 3).flatten(0, 1)
 
 

@@ -17,8 +17,7 @@ class Adapter(i2v_nn.STAdapter):
 
     def forward_plain(self, x: Tensor, frames: int, grid: tuple[int, int]) -> Tensor:
         """Like the published code it changes ``x`` in place."""
-        hidden = plain.temporal_conv(self.fc1(x[:, 1:]), self.conv.weight, self.conv.bias, frames, grid)
-        x[:, 1:] += self.fc2(hidden)
+        x[:, 1:] += self.fc2(plain.temporal_conv(self.fc1(x[:, 1:]), self.conv, frames, grid))
         return x
 
 

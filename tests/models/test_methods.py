@@ -139,6 +139,32 @@ def test_kernels_and_plain_agree_forward_and_backward(name, options, frames):
 
 
 @pytest.mark.parametrize(("name", "options"), [v for v in VARIANTS if v[0] != "tokshift"])
+def test_layers_of_adapters_are_called_by_kernels_and_plain_alike(name, options):
+    """Hooks and LoRA act when a layer is called: reading its weight would drop them without a word."""
+    visual = tiny_clip().eval().visual
+    methods = [create(name, visual, frames=FRAMES, kernels=kernels, **options) for kernels in (True, False)]
+    shake(visual)
+    x = torch.randn(CLIPS * FRAMES, TOKENS, CHANNELS)
+
+    def outputs():
+        return [method.block(1, visual.transformer.resblocks[1], x.clone(), FRAMES) for method in methods]
+
+    for method in methods:
+        shake(method)
+    before = outputs()[0]
+    own = methods[0].transformer.resblocks[1]
+    layers = [path for path, part in own.named_modules() if isinstance(part, (torch.nn.Linear, torch.nn.Conv3d))]
+    for path in layers:
+        parts = [method.transformer.resblocks[1].get_submodule(path) for method in methods]
+        handles = [part.register_forward_hook(lambda part, args, out: 1.5 * out) for part in parts]
+        kernels, plain = outputs()
+        torch.testing.assert_close(kernels, plain, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(plain, before, atol=1e-3)
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize(("name", "options"), [v for v in VARIANTS if v[0] != "tokshift"])
 @pytest.mark.parametrize("kernels", [True, False])
 def test_step_zero_is_the_image_model(name, options, kernels, clip_model, frames):
     model = build(clip_model, name, frames=4, head=None, kernels=kernels, **options)
