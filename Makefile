@@ -41,8 +41,9 @@ bench: $(VENV)/.extension  ## every op beside its peers
 	$(PIP) install -c constraints.txt decord2 opencv-python-headless  # to be compared with
 	$(RUN) -m bench.video --json bench/results/cpu_video.json
 
-docs: $(VENV)/.dependencies  ## the pages of docs/ as a site, in build/site
-	$(RUN) -m mkdocs build --strict --site-dir build/site
+# REPOSITORY=https://host/owner/name: the site links to the repository, its source files and each page's source; without, to none.
+docs: $(VENV)/.dependencies  ## docs/, the READMEs and the API reference as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --site-dir build/site
 
 # On a machine with an NVIDIA card, without a network: its own Python holds torch and triton. See bench/gpu/README.md.
 OUT ?= build/gpu-results

@@ -2,7 +2,7 @@
 them.
 
 The image model is used, never edited: its class, its parameters and its ``state_dict`` stay what they were, and
-what a method adds lives beside it in a :class:`Method`.
+what a method adds lives beside it in a ``Method``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Block = Any
 class Method(nn.Module):
     """What a transfer method adds to an image ViT. The base class adds nothing: every frame is an image.
 
-    A subclass overrides :meth:`block` (and :meth:`embed` if it adds something to the tokens before ``ln_pre``). Its
+    A subclass overrides ``block`` (and ``embed`` if it adds something to the tokens before ``ln_pre``). Its
     parameters carry the published names, with ``transformer.resblocks.<i>`` for what belongs to block ``i``.
     """
 
@@ -117,7 +117,7 @@ class VideoCLIP(nn.Module):
     ``clip`` is the open_clip model as given, always in ``eval()`` mode (patch dropout would drop other patches in
     every frame) and frozen, unless ``train_backbone`` makes its image tower trainable. Nothing is recorded for
     autograd before the first trainable module. ``checkpointing`` recomputes each block in the backward pass.
-    ``spatial`` names what attends within a frame: see :func:`i2v_models.spatial.spatial_attention`. ``kernels`` takes uint8
+    ``spatial`` names what attends within a frame: see ``i2v_models.spatial.spatial_attention``. ``kernels`` takes uint8
     frames to tokens in one op; without it, or where the image model's patches are no plain convolution, frames are
     normalised first.
     """

@@ -37,7 +37,7 @@ def fixed(default: Any, help: str, **metadata: Any) -> Any:
 
 @dataclass(kw_only=True, frozen=True)
 class FitConfig:
-    """Everything :func:`i2v_models.fit` needs to know. AdamW, linear warm-up, then cosine to zero.
+    """Everything ``i2v_models.fit`` needs to know. AdamW, linear warm-up, then cosine to zero.
 
     Raises ``TypeError`` and ``ValueError`` that name the setting, its value and what is accepted.
     """

@@ -45,7 +45,7 @@ def evaluate(
     """Top-1 and top-5 accuracy; the probabilities of all views of a video are averaged.
 
     ``loader`` yields one clip per view, with ``frames``, ``label``, ``item`` (number of the video), ``path`` and
-    ``valid``, as :class:`i2v_kernels.video.ClipLoader`. Rows that are not valid (repeats, stand-ins for bad files)
+    ``valid``, as ``i2v_kernels.video.ClipLoader``. Rows that are not valid (repeats, stand-ins for bad files)
     do not count, so a video that cannot be read is left out, and so is one without a label (-1). ``class_index`` gives
     the model's class of each label of the loader, if they differ. Where ``loader`` is one process's share, all of them
     call this and get the result of the whole.

@@ -100,7 +100,7 @@ class Found(NamedTuple):
 
 
 class Trainer:
-    """One run of :func:`fit`, step by step. Random numbers depend on (seed, step, process) alone: nothing of them
+    """One run of ``fit``, step by step. Random numbers depend on (seed, step, process) alone: nothing of them
     is saved.
     """
 
@@ -381,7 +381,7 @@ def fit(
 
     ``loader`` yields batches with ``frames`` (uint8 ``[B, T, H, W, 3]``), ``label`` (``[B]``) and perhaps ``valid`` (``[B]``,
     False for clips that do not count) and ``path``, and has ``len``, ``set_epoch``, ``state_dict``, ``load_state_dict`` and
-    ``report``, as :class:`i2v_kernels.video.ClipLoader`. Loss and gradient are means over the valid clips of a step.
+    ``report``, as ``i2v_kernels.video.ClipLoader``. Loss and gradient are means over the valid clips of a step.
     With ``config.output`` the run is saved there and the same call again continues it: same losses, same weights to
     the bit on the same machine. ``record`` is kept in ``config.json`` and has to be the same again. Under
     ``torch.distributed`` gradients are averaged over the clips of all processes; the first one's folder counts.

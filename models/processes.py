@@ -48,7 +48,7 @@ def gathered(value: T) -> list[T]:
 
 
 def rows(*numbers: int) -> list[list[int]]:
-    """As :func:`gathered`, for whole numbers, in one message without pickling: what every step can afford."""
+    """As ``gathered``, for whole numbers, in one message without pickling: what every step can afford."""
     mine = torch.tensor(numbers, dtype=torch.int64)
     if count() == 1:
         return [mine.tolist()]

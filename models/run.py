@@ -35,7 +35,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 def hold(folder: Path) -> TextIO:
-    """Lock ``folder`` for this process until :func:`let_go`, or until it ends, however it does.
+    """Lock ``folder`` for this process until ``let_go``, or until it ends, however it does.
 
     ``ValueError`` names the run that has it; ``OSError`` says why nothing can be written there.
     """

@@ -70,7 +70,7 @@ def why_not_flash(qkv: Tensor) -> str | None:
 
 
 def check_flash(model: Any, dtype: torch.dtype) -> None:
-    """``ValueError`` if ``model``, a :class:`VideoCLIP`, asks for flash-attn where it cannot run (autocast to ``dtype``)."""
+    """``ValueError`` if ``model``, a ``VideoCLIP``, asks for flash-attn where it cannot run (autocast to ``dtype``)."""
     if getattr(getattr(model, "method", None), "spatial", None) != "flash":
         return
     for attn in (block.attn for block in model.visual.transformer.resblocks):

@@ -29,11 +29,12 @@ class BottleneckAdapter(nn.Module):
 
     Shape: ``[..., C]`` to the same.
 
-    >>> import torch
-    >>> adapter = BottleneckAdapter(768, 192)
-    >>> x = torch.randn(1, 8, 197, 768)
-    >>> torch.equal(adapter(x), x), list(adapter.state_dict())[0]
-    (True, 'D_fc1.weight')
+    Examples:
+        >>> import torch
+        >>> adapter = BottleneckAdapter(768, 192)
+        >>> x = torch.randn(1, 8, 197, 768)
+        >>> torch.equal(adapter(x), x), list(adapter.state_dict())[0]
+        (True, 'D_fc1.weight')
     """
 
     def __init__(

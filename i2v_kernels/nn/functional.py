@@ -38,10 +38,11 @@ def temporal_self_attention(
     Raises:
         ValueError: heads does not divide the width; x has other than 4 dimensions or C channels.
 
-    >>> import torch
-    >>> x, weight = torch.randn(2, 8, 5, 16), torch.randn(48, 16)
-    >>> temporal_self_attention(x, 2, weight, None, torch.eye(16), None, causal=True).shape
-    torch.Size([2, 8, 5, 16])
+    Examples:
+        >>> import torch
+        >>> x, weight = torch.randn(2, 8, 5, 16), torch.randn(48, 16)
+        >>> temporal_self_attention(x, 2, weight, None, torch.eye(16), None, causal=True).shape
+        torch.Size([2, 8, 5, 16])
     """
     width, rest = divmod(qkv_weight.shape[0], 3)
     if rest or heads < 1 or width % heads:
@@ -67,10 +68,11 @@ def token_t1d(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         ``[B, T, N, C]``, its dimensions in x's order in memory.
 
-    >>> import torch
-    >>> x = torch.randn(2, 8, 5, 16)
-    >>> token_t1d(x, torch.tensor([0.0, 1.0, 0.0]).expand(16, 1, 3)).equal(x)
-    True
+    Examples:
+        >>> import torch
+        >>> x = torch.randn(2, 8, 5, 16)
+        >>> token_t1d(x, torch.tensor([0.0, 1.0, 0.0]).expand(16, 1, 3)).equal(x)
+        True
     """
     class_token, patches = x.split([1, x.shape[2] - 1], dim=2)  # split and cat: each the other's gradient, one copy a way
     parts = temporal_conv(class_token, weight[..., None, None]), patches

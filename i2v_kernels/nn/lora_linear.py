@@ -27,11 +27,14 @@ class LoRALinear(nn.Module):
 
     Shape: ``[..., C]`` to ``[..., O]``.
 
-    >>> import torch
-    >>> layer = LoRALinear(torch.nn.Linear(768, 768), rank=8, alpha=16)
-    >>> x = torch.randn(1, 8, 197, 768)
-    >>> torch.equal(layer(x), layer.base_layer(x)), [n for n, p in layer.named_parameters() if p.requires_grad]
-    (True, ['lora_A.default.weight', 'lora_B.default.weight'])
+    Examples:
+        >>> import torch
+        >>> layer = LoRALinear(torch.nn.Linear(768, 768), rank=8, alpha=16)
+        >>> x = torch.randn(1, 8, 197, 768)
+        >>> torch.equal(layer(x), layer.base_layer(x))
+        True
+        >>> [name for name, p in layer.named_parameters() if p.requires_grad]
+        ['lora_A.default.weight', 'lora_B.default.weight']
     """
 
     def __init__(

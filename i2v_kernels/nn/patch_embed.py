@@ -28,10 +28,11 @@ class PatchEmbed(nn.Module):
 
     Shape: ``[B, T, H, W, 3]`` uint8 to ``[B, T, N, C]``.
 
-    >>> import torch
-    >>> embed = PatchEmbed(768, 16)
-    >>> embed(torch.zeros(1, 8, 224, 224, 3, dtype=torch.uint8)).shape
-    torch.Size([1, 8, 196, 768])
+    Examples:
+        >>> import torch
+        >>> embed = PatchEmbed(768, 16)
+        >>> embed(torch.zeros(1, 8, 224, 224, 3, dtype=torch.uint8)).shape
+        torch.Size([1, 8, 196, 768])
     """
 
     def __init__(

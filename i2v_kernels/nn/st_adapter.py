@@ -27,11 +27,12 @@ class STAdapter(nn.Module):
 
     Shape: ``[B, T, N, C]`` to the same; ``forward(x, grid=(H, W))``, the grid only where the kernel reaches over it.
 
-    >>> import torch
-    >>> adapter = STAdapter(768, 384)
-    >>> x = torch.randn(1, 8, 197, 768)
-    >>> torch.equal(adapter(x), x)
-    True
+    Examples:
+        >>> import torch
+        >>> adapter = STAdapter(768, 384)
+        >>> x = torch.randn(1, 8, 197, 768)
+        >>> torch.equal(adapter(x), x)
+        True
     """
 
     def __init__(

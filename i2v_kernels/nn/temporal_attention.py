@@ -39,10 +39,11 @@ class TemporalAttention(nn.Module):
     Raises:
         ValueError: heads does not divide channels; x has other than C channels.
 
-    >>> import torch
-    >>> attention = TemporalAttention(768, heads=12)
-    >>> attention(torch.randn(2, 8, 197, 768)).shape
-    torch.Size([2, 8, 197, 768])
+    Examples:
+        >>> import torch
+        >>> attention = TemporalAttention(768, heads=12)
+        >>> attention(torch.randn(2, 8, 197, 768)).shape
+        torch.Size([2, 8, 197, 768])
     """
 
     def __init__(

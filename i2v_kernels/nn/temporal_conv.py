@@ -26,10 +26,11 @@ class TemporalConv(nn.Module):
 
     Shape: ``[B, T, N, C]`` to the same; ``forward(x, grid=(H, W))``, the grid only where the kernel reaches over it.
 
-    >>> import torch
-    >>> conv = TemporalConv(384, (3, 1, 1), prefix=1)
-    >>> conv(torch.randn(2, 8, 197, 384)).shape
-    torch.Size([2, 8, 197, 384])
+    Examples:
+        >>> import torch
+        >>> conv = TemporalConv(384, (3, 1, 1), prefix=1)
+        >>> conv(torch.randn(2, 8, 197, 384)).shape
+        torch.Size([2, 8, 197, 384])
     """
 
     def __init__(

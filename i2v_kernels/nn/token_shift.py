@@ -24,10 +24,11 @@ class TokenShift(nn.Module):
 
     Shape: ``[B, T, N, C]`` to the same.
 
-    >>> import torch
-    >>> shift = TokenShift.tsm(768)
-    >>> shift(torch.randn(2, 8, 197, 768)).shape
-    torch.Size([2, 8, 197, 768])
+    Examples:
+        >>> import torch
+        >>> shift = TokenShift.tsm(768)
+        >>> shift(torch.randn(2, 8, 197, 768)).shape
+        torch.Size([2, 8, 197, 768])
     """
 
     def __init__(
@@ -145,9 +146,10 @@ class TokenT1D(nn.Module):
 
     Shape: ``[B, T, N, C]`` to the same, with the class token first; the other tokens stay.
 
-    >>> import torch
-    >>> TokenT1D(768)(torch.randn(2, 8, 197, 768)).shape
-    torch.Size([2, 8, 197, 768])
+    Examples:
+        >>> import torch
+        >>> TokenT1D(768)(torch.randn(2, 8, 197, 768)).shape
+        torch.Size([2, 8, 197, 768])
     """
 
     def __init__(self, channels: int, n_div: int = 4) -> None:

@@ -53,12 +53,14 @@ def patch(
         TypeError: model is no ``nn.Module``; include or exclude has something else than strings and classes.
         ValueError: a pattern of include or exclude matches no module: most likely a spelling mistake.
 
-    >>> import torch, i2v_kernels
-    >>> model = torch.nn.Sequential(torch.nn.Conv3d(64, 64, (3, 1, 1), padding=(1, 0, 0), groups=64))
-    >>> report = i2v_kernels.patch(model)
-    >>> len(report.replaced)
-    1
-    >>> _ = i2v_kernels.unpatch(model)
+    Examples:
+        >>> import torch, i2v_kernels
+        >>> conv = torch.nn.Conv3d(64, 64, (3, 1, 1), padding=(1, 0, 0), groups=64)
+        >>> model = torch.nn.Sequential(conv)
+        >>> report = i2v_kernels.patch(model)
+        >>> len(report.replaced)
+        1
+        >>> _ = i2v_kernels.unpatch(model)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: model is a {type(model).__name__}, but an nn.Module is needed")

@@ -29,9 +29,11 @@ def register_attention() -> str:
     Raises:
         ImportError: transformers is not installed, or older than 4.48.
 
-    >>> from transformers import VivitConfig, VivitModel
-    >>> config = VivitConfig(image_size=32, num_frames=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
-    >>> model = VivitModel._from_config(config, attn_implementation=register_attention())
+    Examples:
+        >>> from transformers import VivitConfig, VivitModel
+        >>> config = VivitConfig(image_size=32, num_frames=4, num_hidden_layers=1)
+        >>> name = register_attention()
+        >>> model = VivitModel._from_config(config, attn_implementation=name)
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -93,14 +95,17 @@ def kernel_mapping() -> dict[str, dict[str, InstalledLayer]]:
     backward. A class takes part once it is declared, by ``kernels.use_kernel_forward_from_hub(name)`` on one's own or
     ``kernels.replace_kernel_forward_from_hub(class, name)`` on another's.
 
-    >>> from kernels import Mode, kernelize, replace_kernel_forward_from_hub, use_kernel_mapping
-    >>> from transformers import TimesformerConfig, TimesformerModel
-    >>> from transformers.models.timesformer.modeling_timesformer import TimesformerLayer
-    >>> replace_kernel_forward_from_hub(TimesformerLayer, "TimesformerLayer")
-    >>> model = TimesformerModel(TimesformerConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=2))
-    >>> with use_kernel_mapping(kernel_mapping(), inherit_mapping=False):
-    ...     _ = kernelize(model, mode=Mode.TRAINING | Mode.TORCH_COMPILE, device="cpu")
-    >>> "forward" in vars(model.encoder.layer[0])
-    True
+    Examples:
+        >>> import kernels
+        >>> from transformers import TimesformerConfig, TimesformerModel
+        >>> from transformers.models.timesformer import modeling_timesformer
+        >>> layer = modeling_timesformer.TimesformerLayer
+        >>> kernels.replace_kernel_forward_from_hub(layer, "TimesformerLayer")
+        >>> model = TimesformerModel(TimesformerConfig(hidden_size=48, num_hidden_layers=1))
+        >>> mode = kernels.Mode.TRAINING | kernels.Mode.TORCH_COMPILE
+        >>> with kernels.use_kernel_mapping(kernel_mapping(), inherit_mapping=False):
+        ...     _ = kernels.kernelize(model, mode=mode, device="cpu")
+        >>> "forward" in vars(model.encoder.layer[0])
+        True
     """
     return {name: {device: InstalledLayer(name) for device in ("cpu", "cuda", "rocm")} for name in layers.__all__}

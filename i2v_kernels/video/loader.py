@@ -62,15 +62,19 @@ class ClipLoader:
         stall_seconds: workers that give no batch for so long are a TimeoutError that names the files; 0: wait for ever.
 
     Attributes:
-        videos: list of `Video` (path, label, caption). classes: their names, empty if labels are numbers or absent.
+        videos: list of `Video` (path, label, caption).
+        classes: their names, empty if labels are numbers or absent.
         left_out: what lies in the folder and is not used, (path, kind, reason, files); warned of when the loader is made, and
             in `report` where it looks like a video, as a link to a file that is not there.
-        epoch: as set by `set_epoch`. backend: (name, reason).
+        epoch: as set by `set_epoch`.
+        backend: (name, reason).
 
     Raises:
-        ValueError, TypeError, FileNotFoundError: an argument is not as above. ImportError: no decoder is installed.
-        While iterating: VideoError, see ``on_error``; TimeoutError, see ``stall_seconds``; RuntimeError: a worker process died,
-        at once and each time; the next iteration starts new ones.
+        ValueError, TypeError, FileNotFoundError: an argument is not as above.
+        ImportError: no decoder is installed.
+        VideoError: while iterating, see ``on_error``.
+        TimeoutError: while iterating, see ``stall_seconds``.
+        RuntimeError: while iterating: a worker process died, at once and each time; the next iteration starts new ones.
     """
 
     def __init__(

@@ -172,6 +172,7 @@ SAMPLERS: dict[str, Sampler] = {
         time, time_train, time_window, time_window_train,
     )
 }  # fmt: skip
+"""The sampling rules by name: functions of the number of frames, how many are wanted, a random generator, clip and clips."""
 
 
 def get_sampler(sampling: str | Sampler) -> Sampler:

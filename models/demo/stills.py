@@ -37,7 +37,7 @@ CAPTIONS = {
 
 @dataclass(kw_only=True, frozen=True)
 class StillsConfig(FitConfig):
-    """Settings of :func:`train`."""
+    """Settings of ``train``."""
 
     steps: int = fixed(900, "optimizer steps", above=0)
     lr: float = fixed(2e-3, "highest learning rate", above=0)
