@@ -2,7 +2,7 @@
 
 READMEs beside the code, CONTRIBUTING and the like become pages as they are. A page has a section of README where it says, on a
 line of its own, ``[README: Install](../README.md#install)``. Links are written as the repository needs them, relative to their
-source; here they are turned to the page that their target became, else to the repository if REPOSITORY names it, or to their text.
+source. Here each is turned to the page that its target became; else to the repository, if REPOSITORY names it, or to its text.
 """
 
 from __future__ import annotations
