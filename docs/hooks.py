@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import posixpath
 import re
+import sys
+import tempfile
 from pathlib import Path
 
 import griffe
@@ -26,6 +28,7 @@ SOURCES = {
 }
 OPS = {f"ops/{path.parent.name}.md": path.relative_to(ROOT).as_posix() for path in ROOT.glob("i2v_kernels/ops/*/README.md")}
 SOURCES |= dict(sorted(OPS.items()))
+NAMES = tempfile.TemporaryDirectory()
 MEMBERS = """
 
 ::: i2v_kernels.ops.{}
@@ -34,6 +37,12 @@ MEMBERS = """
 """
 SECTION = re.compile(r"^\[README: (.+)\]\([./]*README\.md#[\w-]+\)$", re.M)
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])+)\]\(([^)\s:#]+)(#[\w-]+)?\)")
+
+
+def on_startup(command, dirty):
+    """mkdocstrings reads and does not import, so it must find models/ by the name that it is imported by."""
+    Path(NAMES.name, "i2v_models").symlink_to(ROOT / "models")
+    sys.path.append(NAMES.name)
 
 
 def on_config(config):
