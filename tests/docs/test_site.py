@@ -51,6 +51,13 @@ def test_every_source_is_a_page_and_in_the_navigation(site, page):
     assert page == "index.md" or f'href="{url(page)}"' in html(site, "index.md")
 
 
+@pytest.mark.parametrize("page", SOURCES)
+def test_lists_and_tables_are_such(site, page):
+    """Which they are on the repository's own pages without an empty line before them, but not here."""
+    for paragraph in re.findall("<p>(.*?)</p>", html(site, page), re.S):
+        assert not re.search(r"^(- |1\. |\||```)", paragraph, re.M), paragraph
+
+
 @pytest.mark.parametrize("op", [info.name for info in OPINFOS])
 def test_every_op_has_a_page_with_its_arguments(site, op):
     assert f'id="i2v_kernels.ops.{op}.{op}"' in html(site, f"ops/{op}.md")
