@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import warnings
 from functools import cache
 from typing import Any
 
@@ -16,7 +18,7 @@ def load() -> tuple[Any, str | None]:
         return importlib.import_module("i2v_kernels._C"), None
     except ModuleNotFoundError:
         return None, (
-            "the C++ extension is not built (a C++20 compiler is needed; I2V_KERNELS_NO_EXTENSION=1 installs without)"
+            "the C++ extension is not built (no C++20 compiler was found, or I2V_KERNELS_NO_EXTENSION=1 was set)"
         )
     except ImportError as error:
         return None, f"the C++ extension does not load: {error}"
@@ -32,6 +34,21 @@ def compiled(name: str) -> Any:
 def why_no_cpu() -> str | None:
     """None if the C++ kernels for CPUs are there, else the reason."""
     return load()[1]
+
+
+@cache
+def warn_of_reference() -> None:
+    """Says once in a process that ops run on plain PyTorch for want of the C++ kernels, if that is so."""
+    reason = why_no_cpu()
+    if reason is not None and os.environ.get("I2V_KERNELS_NO_WARNING") != "1":
+        warnings.warn(
+            f"i2v_kernels: ops on CPU tensors run on plain PyTorch (backend 'reference'), slower than compiled: {reason}. "
+            "Install a C++20 compiler, then i2v-kernels again from its sources: "
+            "pip install --force-reinstall --no-deps --no-build-isolation . "
+            "(I2V_KERNELS_NO_WARNING=1 silences this)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 @cache

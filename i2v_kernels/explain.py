@@ -43,7 +43,7 @@ def explain(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Explanation
         op(*args, **kwargs)
     *call, requested = recorded[0]
     by_formula = dispatcher.needs_formula(call)
-    chosen = (found.with_formula(requested) if by_formula else found.choose(tuple(call), requested)).name
+    chosen = (found.with_formula(requested) if by_formula else found.choose(tuple(call), requested, quiet=True)).name
     reasons = {}
     for name in base.BACKENDS:
         why_not = found.why_not(name, tuple(call))

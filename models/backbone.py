@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import i2v_kernels as i2v
+from i2v_kernels.extras import require
 from i2v_kernels.nn import PatchEmbed
 from i2v_models.spatial import BACKENDS, spatial_attention
 
@@ -147,8 +147,9 @@ class VideoCLIP(nn.Module):
         self.clip, self.method, self.head = clip_model.eval(), method, head
         self.train_backbone, self.checkpointing, self.kernels = train_backbone, checkpointing, kernels
         device = visual.conv1.weight.device
-        mean = getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN
-        std = getattr(visual, "image_std", None) or OPENAI_DATASET_STD
+        constants = require("open_clip.constants", "i2v_models.VideoCLIP")
+        mean = getattr(visual, "image_mean", None) or constants.OPENAI_DATASET_MEAN
+        std = getattr(visual, "image_std", None) or constants.OPENAI_DATASET_STD
         self.normalisation = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
         self.register_buffer("image_mean", torch.tensor(mean, device=device).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(std, device=device).view(3, 1, 1), persistent=False)

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import open_clip
 from torch import Tensor, nn
 
+from i2v_kernels.extras import require
 from i2v_models.backbone import Method, VideoCLIP, check_vit
 from i2v_models.heads import LinearHead, TextHead, text_features
 from i2v_models.methods import create
@@ -19,6 +19,7 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, Callable[[list[s
 
     ``ValueError`` in one sentence for a model or weights that are not there, do not fit or are damaged.
     """
+    open_clip = require("open_clip", "i2v_models.load_clip")
     known = open_clip.list_models()
     if model not in known and ":" not in model:
         near = difflib.get_close_matches(model, known, n=5) or known[:5]
@@ -73,6 +74,7 @@ def build(
         raise ValueError(f"head={head!r} needs one caption per class in captions, got none")
     classifier: nn.Module | None = None
     if head == "text":
+        open_clip = require("open_clip", "i2v_models.build")
         tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=clip_model.context_length)
         classifier = TextHead(text_features(clip_model, captions, tokenizer), clip_model.logit_scale)
     elif head == "linear":

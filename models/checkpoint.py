@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from i2v_kernels.extras import require
+
+CHECKPOINTS = "reading and writing checkpoints"
 
 
 class Checkpoint(NamedTuple):
@@ -43,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except BaseException as error:
         remove(temporary)
-        if isinstance(error, (OSError, RuntimeError, SafetensorError)):
+        if isinstance(error, (OSError, RuntimeError)):
             first = error  # torch's writer fails once more while it closes, and hides what the system said
             while first.__context__ is not None and not isinstance(first, OSError):
                 first = first.__context__
@@ -95,7 +97,10 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, A
     with replacing(final) as temporary:
         temporary.mkdir(parents=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        save_file(weights, temporary / "weights.safetensors")
+        try:
+            require("safetensors.torch", CHECKPOINTS).save_file(weights, temporary / "weights.safetensors")
+        except require("safetensors", CHECKPOINTS).SafetensorError as error:
+            raise OSError(first_line(error)) from error
         with open(temporary / "state.pt", "wb") as file:
             torch.save(state, file)
         for part in temporary.iterdir():
@@ -107,6 +112,7 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, A
 
 def load(folder: Path) -> Checkpoint | None:
     """The newest readable checkpoint of ``folder``; None if there is none at all."""
+    require("safetensors", CHECKPOINTS)  # before a run begins, not when it first saves
     found = _checkpoints(folder)
     for path in reversed(found):
         if (content := _read(path)) is not None:
@@ -132,6 +138,7 @@ def _tensors(name: str, content: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read(path: Path) -> Checkpoint | None:
+    load_file = require("safetensors.torch", CHECKPOINTS).load_file
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         found = Checkpoint(_step(path), load_file(path / "weights.safetensors"), state)

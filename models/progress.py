@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tqdm import tqdm
+from i2v_kernels.extras import require
 
 SECONDS = 10.0  # between lines
 
@@ -16,6 +16,7 @@ class Progress:
     def __init__(self, total: int, unit: str, *, done: int = 0, show: bool = True) -> None:
         self.total, self.unit, self.done, self.show = total, unit, done, show
         self.begun, self.before, self.told, self.text = time.monotonic(), done, -SECONDS, ""
+        tqdm = require("tqdm", "showing progress").tqdm
         self.bar = tqdm(total=total, initial=done, unit=unit, disable=not (show and sys.stderr.isatty()))
 
     def __enter__(self) -> Progress:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2v_kernels.extras import missing
+
 BACKENDS = ("sdpa", "flash", "module")
 
 
@@ -65,7 +67,7 @@ def why_not_flash(qkv: Tensor) -> str | None:
     if qkv.shape[-1] > 256 or qkv.shape[-1] % 8:
         return f"heads of {qkv.shape[-1]} channels; flash-attn takes multiples of 8 up to 256"
     if flash_version(qkv.device) is None:
-        return "flash-attn is not installed (pip install i2v-kernels[flash])"
+        return missing("flash_attn", "spatial='flash'")
     return None
 
 

@@ -190,10 +190,11 @@ class Op:
             return f"{self.name} has no such backend"
         return self._by_name[name].can_run(*args)
 
-    def choose(self, args: Sequence[Any], requested: str = "") -> Backend:
+    def choose(self, args: Sequence[Any], requested: str = "", *, quiet: bool = False) -> Backend:
         """The backend that runs these arguments; a requested one raises ``NotImplementedError`` if it cannot.
 
-        With a question mark behind its name it is preferred, not requested.
+        With a question mark behind its name it is preferred, not requested. Unless ``quiet``, it is said once where that is
+        the reference because the C++ kernels are missing.
         """
         if requested.endswith("?"):
             preferred = self._by_name[requested[:-1]]
@@ -208,6 +209,8 @@ class Op:
         for name in self.preference.get(device, ("reference",)):
             backend = self._by_name[name]
             if backend.can_run(*args) is None:
+                if name == "reference" and device == "cpu" and "cpu" in self._by_name and not quiet:
+                    _extension.warn_of_reference()
                 return backend
         raise NotImplementedError(f"{self.name}: no backend can run this call; see i2v_kernels.explain")
 

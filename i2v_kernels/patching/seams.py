@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..extras import require
 from ..ops.temporal_attention import temporal_attention
 from . import layers
 
@@ -35,11 +36,9 @@ def register_attention() -> str:
         >>> name = register_attention()
         >>> model = VivitModel._from_config(config, attn_implementation=name)
     """
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    masks = require("transformers.masking_utils", "i2v_kernels.register_attention")
+    require("transformers", "i2v_kernels.register_attention").AttentionInterface.register(NAME, attention_forward)
+    masks.AttentionMaskInterface.register(NAME, masks.sdpa_mask)
     return NAME
 
 

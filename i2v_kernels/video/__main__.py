@@ -47,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     lost = [Found(one.path, "bad", one.reason) for one in left if one.reason]
     if not paths and not lost:
         parser.error(f"no videos in {shown(options.folder)}{'; ' + told(left, str(options.folder)) if left else ''}")
-    cache = IndexCache(choose_backend()[1].index, options.index_cache)
+    try:
+        decoder = choose_backend()[1]
+    except ImportError as error:
+        parser.error(str(error))
+    cache = IndexCache(decoder.index, options.index_cache)
     how = {"thorough": options.thorough, "threads": options.threads, "progress": sys.stderr.isatty()}
     found = [*check_folder(paths, cache, **how), *lost]
     print("\n".join(map(shown, summary(found, options.all).split("\n"))))  # whatever is in a file's name

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import importlib
 import os
 import warnings
 from collections import deque
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..extras import require
 from .errors import VideoError, import_av
 from .plan import Entry, Request
 from .pyav import OverPyAV
@@ -69,9 +69,9 @@ def why_no_dali() -> str | None:
     """Why DALI cannot be used at all, or None."""
     try:
         import_av()  # which finds the frames
-        import nvidia.dali  # noqa: F401
+        require("nvidia.dali", "decoding with DALI")
     except ImportError as error:
-        return f"{error}; pip install i2v-kernels[dali]"
+        return str(error)
     return None
 
 
@@ -120,7 +120,7 @@ class Pipe:
     """A DALI pipeline of batches of at most ``size`` jobs, whose clips have one shape."""
 
     def __init__(self, size: int, device: str) -> None:
-        fn, types, pipeline = (importlib.import_module(f"nvidia.dali.{name}") for name in ("fn", "types", "pipeline"))
+        fn, types, pipeline = (require(f"nvidia.dali.{name}", "decoding with DALI") for name in ("fn", "types", "pipeline"))
         gpu = torch.cuda.current_device() if device == "cuda" else None
         threads = max(1, len(os.sched_getaffinity(0)))
         self.pipeline = pipeline.Pipeline(

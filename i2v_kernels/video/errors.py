@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from types import ModuleType
+from typing import Any
+
+from ..extras import missing, require
+
+VIDEOS = "reading and writing videos"
 
 
 class VideoError(Exception):
@@ -36,13 +40,9 @@ def _escaped(letter: str) -> str:
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else letter.encode("unicode_escape").decode()
 
 
-def import_av() -> ModuleType:
+def import_av() -> Any:
     """The ``av`` module (PyAV), or an ImportError that says how to install it."""
-    install = "reading and writing videos needs PyAV 17 or newer: pip install i2v-kernels[video]"
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(f"{install} ({error})") from error
+    av = require("av", VIDEOS)
     if int(av.__version__.split(".")[0]) < 17:
-        raise ImportError(f"{install} (found {av.__version__})")
+        raise ImportError(f"{missing('av', VIDEOS)} (17 or newer; found {av.__version__})")
     return av

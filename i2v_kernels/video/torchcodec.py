@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..extras import require
 from .errors import import_av
 from .pyav import OverPyAV
 from .types import Size, StrPath, VideoIndex
+
+TORCHCODEC = "decoding with torchcodec"
 
 
 def why_no_torchcodec(device: str = "cpu") -> str | None:
@@ -27,11 +30,9 @@ def why_no_torchcodec(device: str = "cpu") -> str | None:
         return "there is no GPU"
     try:
         import_av()
-        from torchcodec.decoders import VideoDecoder
-
-        VideoDecoder(b"")
+        require("torchcodec.decoders", TORCHCODEC).VideoDecoder(b"")
     except ImportError as error:
-        return f"{error}; pip install i2v-kernels[torchcodec]"
+        return str(error)
     except Exception as error:  # of no video: its libraries were loaded
         text = str(error)
         if "libtorchcodec" in text:
@@ -75,12 +76,10 @@ class TorchcodecDecoder(OverPyAV):
 
     def _frames(self, path: StrPath, wanted: list[int], size: Size, table: VideoIndex) -> Tensor | None:
         """None where they do not carry the times of the index."""
-        from torchcodec.decoders import VideoDecoder
-        from torchcodec.transforms import Resize
-
+        decoders, transforms = (require(f"torchcodec.{name}", TORCHCODEC) for name in ("decoders", "transforms"))
         shape = table.output_size(size)
-        more: dict[str, Any] = {} if shape == (table.height, table.width) else {"transforms": [Resize(shape)]}
-        decoder = VideoDecoder(
+        more: dict[str, Any] = {} if shape == (table.height, table.width) else {"transforms": [transforms.Resize(shape)]}
+        decoder = decoders.VideoDecoder(
             os.path.abspath(os.fspath(path)), dimension_order="NHWC", num_ffmpeg_threads=1, device=self.device,
             seek_mode="exact", custom_frame_mappings=mapping(table), stream_index=table.stream, **more,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from i2v_kernels.extras import require
 from i2v_kernels.video import VideoError
 from i2v_models.checkpoint import replacing, write_json
 from i2v_models.demo import data, full_size, picture, report, stills
@@ -141,8 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that it has no weights to load, which is meant
     demo = Demo(arguments.out, quick=arguments.quick, seed=arguments.seed, device=pick_device("auto"))
     try:
+        for package in ("sklearn", "matplotlib", "open_clip", "safetensors", "tqdm", "av"):  # before minutes are spent
+            require(package, "python -m i2v_models.demo")
         held = demo.run()
-    except (ValueError, OSError, FloatingPointError, VideoError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, VideoError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     say("")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
+from i2v_kernels.extras import require
 from i2v_kernels.video import write_video
 from i2v_models.checkpoint import replacing, write_json
 
@@ -52,7 +52,7 @@ def caption(digit: str, motion: str) -> str:
 
 def load(split: str) -> tuple[Tensor, Tensor]:
     """Digits ``[N, 8, 8]`` in 0..1 and their values ``[N]``; every fourth is for testing, the others for training."""
-    found = load_digits()
+    found = require("sklearn.datasets", "i2v_models.demo").load_digits()
     chosen = (torch.arange(len(found.target)) % 4 == 0) == (split == "test")
     return torch.tensor(found.images, dtype=torch.float32)[chosen] / 16, torch.tensor(found.target)[chosen]
 

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display is needed, nor looked for
-
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from torch import Tensor
 
+from i2v_kernels.extras import require
 from i2v_kernels.video import decode
 from i2v_models.checkpoint import replacing
 from i2v_models.demo import data
@@ -24,12 +17,18 @@ from i2v_models.demo.full_size import METHODS
 from i2v_models.demo.report import CHANCE, number, percent
 from i2v_models.demo.transfer import RECIPES
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 BLIND, SEEING, PLAIN, RIGHT, WRONG = "#8a94a6", "#1f77b4", "#c3c9d4", "#1a8a3a", "#c62828"
 SHOWN = {"frame_mean": "frame mean", "st_adapter": "ST-Adapter", "aim": "AIM"}
 
 
 def draw(path: Path, results: dict[str, Any], predictions: dict[str, list[dict[str, Any]]]) -> None:
     """Write ``path`` (png). ``predictions`` has the test clips in the same order for every method."""
+    require("matplotlib", "i2v_models.demo").use("Agg")  # no display is needed, nor looked for
+    plt = require("matplotlib.pyplot", "i2v_models.demo")
     figure = plt.figure(figsize=(14, 8), layout="constrained")
     figure.suptitle("Same frames, other order: which models can tell?", fontsize=19, fontweight="bold")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.08))
@@ -86,6 +85,7 @@ def step_bars(axes: Axes, seconds: dict[str, dict[str, float]]) -> None:
     axes.set_xlabel("seconds per training step, 1 clip of 8 frames")
     axes.set_title("The same at full size: ViT-B/16 on a real clip", fontsize=12)
     ways = {"with the kernels": SEEING, "plain PyTorch": PLAIN}
+    Patch = require("matplotlib.patches", "i2v_models.demo").Patch
     axes.legend([Patch(color=colour) for colour in ways.values()], list(ways), frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 

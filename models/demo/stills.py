@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2v_kernels.extras import require
 from i2v_models.build import load_clip
 from i2v_models.checkpoint import replacing
 from i2v_models.config import FitConfig, fixed
@@ -55,7 +55,7 @@ def register(folder: Path) -> None:
     """Make the small model known to open_clip, as ``open_clip.create_model("moving-digits")``."""
     path = folder / f"{MODEL}.json"
     path.write_text(json.dumps(CONFIG, indent=1) + "\n")
-    open_clip.add_model_config(path)
+    require("open_clip", "i2v_models.demo").add_model_config(path)
 
 
 def draw(split: str, count: int, random: torch.Generator, reach: float = REACH) -> Stills:
@@ -115,7 +115,7 @@ def train(config: StillsConfig, device: torch.device, progress: Callable[[int, f
 @torch.no_grad()
 def accuracy(model: nn.Module, count: int = 2000) -> dict[str, float]:
     """How often the right caption of each family wins, on test digits that training has not seen."""
-    tokenizer = open_clip.get_tokenizer(MODEL)
+    tokenizer = require("open_clip", "i2v_models.demo").get_tokenizer(MODEL)
     tokens = {family: tokenizer(list(captions)) for family, captions in CAPTIONS.items()}
     batch = draw("test", count, torch.Generator().manual_seed(0))
     scores = logits(model, tokens, batch.frames)

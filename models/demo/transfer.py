@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import open_clip
 import torch
 from torch import nn
 
+from i2v_kernels.extras import require
 from i2v_kernels.video import ClipLoader
 from i2v_models import FitConfig, VideoCLIP, build, evaluate, fit
 from i2v_models.demo import data
@@ -78,7 +78,7 @@ class Transfer:
 
     def __init__(self, clip_model: nn.Module, folder: Path, *, seed: int, batch_size: int = 32) -> None:
         self.clip_model, self.folder, self.seed, self.batch_size = clip_model, folder, seed, batch_size
-        self.tokenizer = open_clip.get_tokenizer(MODEL)
+        self.tokenizer = require("open_clip", "i2v_models.demo").get_tokenizer(MODEL)
 
     def loader(self, split: str) -> ClipLoader:
         training = split == "train"

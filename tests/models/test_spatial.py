@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from i2v_kernels.extras import missing
 from i2v_models import build, spatial
 from i2v_models.spatial import spatial_attention, why_not_flash
 
@@ -79,7 +80,7 @@ def test_flash_attn_says_why_it_cannot_run(block):
 def test_flash_attn_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(spatial.importlib.util, "find_spec", lambda name: None)
     qkv = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(2, 17, 3, 4, 64))
-    assert "pip install" in why_not_flash(qkv)
+    assert why_not_flash(qkv) == missing("flash_attn", "spatial='flash'")
 
 
 def test_modules_that_are_more_than_clips_attention_are_called(block):

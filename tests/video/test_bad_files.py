@@ -126,7 +126,7 @@ def test_without_pyav() -> None:
         "    try: use()\n"
         "    except ImportError as error: print(error)\n"
     )
-    assert run_python(code).count("pip install i2v-kernels[video]") == 2
+    assert run_python(code).count('pip install "i2v-kernels[video]"') == 2
 
 
 def test_written_file_is_complete_or_absent(tmp_path: Path) -> None:
