@@ -45,16 +45,16 @@ def build(tag: str, **switches: str) -> Path:
     return place
 
 
-def extension(**switches: str) -> Path:
-    """The extension of this state of the sources: from the cache of builds, or compiled."""
+def extension(root: Path = ROOT, **switches: str) -> Path:
+    """The extension of the state of the sources in ``root``: from the cache of builds, or compiled."""
     environment = {"MAX_JOBS": str(os.cpu_count()), **os.environ, **switches}
-    sources = [ROOT / "setup.py", *sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file())]
+    sources = [root / "setup.py", *sorted(path for path in (root / "csrc").rglob("*") if path.is_file())]
     variables = (*VARIABLES, *(f"I2V_KERNELS_{switch}" for switch in SWITCHES))
     chosen = {name: environment[name] for name in variables if environment.get(name)}
     facts = (sys.version, torch.__version__, pybind11.__version__, sorted(chosen.items()), *map(_version, _compilers(chosen)))
     key = hashlib.sha256(repr(facts).encode())
     for path in sources:
-        key.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+        key.update(str(path.relative_to(root)).encode() + path.read_bytes())
     made = cache.folder("builds") / f"{key.hexdigest()[:24]}.so"
     if made.exists():
         with contextlib.suppress(OSError):
@@ -64,8 +64,8 @@ def extension(**switches: str) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         tree.joinpath("i2v_kernels").mkdir()
-        shutil.copytree(ROOT / "csrc", tree / "csrc")
-        shutil.copy(ROOT / "setup.py", tree)  # alone: without pyproject.toml it builds the extension and nothing else
+        shutil.copytree(root / "csrc", tree / "csrc")
+        shutil.copy(root / "setup.py", tree)  # alone: without pyproject.toml it builds the extension and nothing else
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
         built = tree / "i2v_kernels" / NAME
