@@ -119,17 +119,19 @@ def test_pages_fit_a_screen_and_a_phone(site):
 
 
 @needs_chromium
-@pytest.mark.parametrize(
-    ("body", "widths", "fault"),
-    [
-        ("<article><p>fits</p></article>", [], ""),
-        (f"<article><p>{'w' * 300}</p></article>", [1280, 390], "the page is"),
-        (f"<article><pre><code style='display: block; overflow: auto'>{'w' * 100}</code></pre></article>", [390], "<code> www"),
-        (f"<article style='width: 50%'><table><tr><td>{'w' * 100}</table></article>", [1280, 390], "beyond its column"),
-        ("<article><img src='http://elsewhere.invalid/x.png'></article>", [1280, 390], "loads http://elsewhere.invalid"),
-    ],
-)
-def test_what_does_not_fit_is_found(tmp_path, body, widths, fault):
-    (tmp_path / "page.html").write_text(f"<!doctype html><body>{body}")
-    for (_, width), faults in browser.faults(tmp_path).items():
-        assert (fault in "".join(faults)) if width in widths else not faults
+def test_what_does_not_fit_is_found(tmp_path):
+    code = f"<pre><code style='display: block; overflow: auto'>{'w' * 100}</code></pre>"
+    pages = {
+        "fits": ("<article><p>fits</p></article>", [], ""),
+        "text": (f"<article><p>{'w' * 300}</p></article>", [1280, 390], "the page is"),
+        "code": (f"<article>{code}</article>", [390], "<code> www"),
+        "table": (f"<article style='width: 50%'><table><tr><td>{'w' * 99}</table></article>", [1280, 390], "beyond its column"),
+        "elsewhere": ("<img src='http://elsewhere.invalid/x.png'>", [1280, 390], "loads http://elsewhere.invalid"),
+    }
+    for name, (body, _, _) in pages.items():
+        (tmp_path / f"{name}.html").write_text(f"<!doctype html><body>{body}")
+    found = browser.faults(tmp_path)
+    assert len(found) == 2 * len(pages)
+    for (page, width), faults in found.items():
+        _, widths, fault = pages[Path(page).stem]
+        assert (fault in "".join(faults)) if width in widths else not faults, (page, width, faults)
