@@ -90,6 +90,7 @@ def faults(folder: Path, widths: tuple[int, ...] = (1280, 390), seconds: float =
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, tempfile.TemporaryDirectory() as profile:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # what comes from elsewhere fails at once
         command += [f"--user-data-dir={profile}", "--window-size=1400,1000", f"http://127.0.0.1:{server.server_port}/look"]
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

@@ -24,7 +24,7 @@ needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="chromium i
 
 
 def build(folder: Path, **environment: str) -> Path:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]  # --quiet would count no warning
     variables = {name: value for name, value in os.environ.items() if name != "REPOSITORY"}
     done = subprocess.run(command, cwd=ROOT, env=variables | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
