@@ -87,7 +87,8 @@ def faults(folder: Path, widths: tuple[int, ...] = (1280, 390), seconds: float =
     script = LOOK.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(widths))
     found: Queue = Queue()
     handler = partial(Handler, directory=str(folder), look=script.encode(), found=found)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, tempfile.TemporaryDirectory() as profile:
+    profiles = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # into which a browser that ends may still write
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, profiles as profile:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # what comes from elsewhere fails at once

@@ -121,11 +121,13 @@ def test_pages_fit_a_screen_and_a_phone(site):
 @needs_chromium
 def test_what_does_not_fit_is_found(tmp_path):
     code = f"<pre><code style='display: block; overflow: auto'>{'w' * 100}</code></pre>"
+    box = "<div class='md-typeset__scrollwrap' style='overflow: auto'>"
     pages = {
         "fits": ("<article><p>fits</p></article>", [], ""),
         "text": (f"<article><p>{'w' * 300}</p></article>", [1280, 390], "the page is"),
         "code": (f"<article>{code}</article>", [390], "<code> www"),
         "table": (f"<article style='width: 50%'><table><tr><td>{'w' * 99}</table></article>", [1280, 390], "beyond its column"),
+        "box": (f"<article>{box}<table><tr><td>{'w' * 300}</table></div></article>", [1280], "beyond its column"),
         "elsewhere": ("<img src='http://elsewhere.invalid/x.png'>", [1280, 390], "loads http://elsewhere.invalid"),
     }
     for name, (body, _, _) in pages.items():
