@@ -8,7 +8,7 @@ SOURCES = setup.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 OLDEST_PYTHON ?= python3.12
 OLDEST = build/oldest
 
-.PHONY: demo test test-oldest lint bench docs gpu gpu-extension clean
+.PHONY: demo test test-oldest lint bench docs wheel gpu gpu-extension clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.dependencies: constraints.txt pyproject.toml
@@ -45,6 +45,16 @@ bench: $(VENV)/.extension  ## every op beside its peers
 docs: $(VENV)/.dependencies  ## docs/, the READMEs and the API reference as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --site-dir build/site
 
+# Of the sdist, so that it carries what is in that and nothing that a build left in this folder. PyTorch's and CUDA's libraries stay
+# PyTorch's: it has loaded them before ours. MAX_JOBS, TORCH_CUDA_ARCH_LIST and the variables of setup.py as for pip.
+wheel: $(VENV)/.dependencies  ## dist/: the sdist, and of it a wheel for this Python with the manylinux tag that auditwheel finds
+	rm -rf dist build/wheel && mkdir -p build/wheel
+	I2V_KERNELS_NO_EXTENSION=1 $(RUN) setup.py -q egg_info -e build/wheel sdist -d dist
+	$(PIP) wheel --no-build-isolation --no-deps -w build/wheel dist/*.tar.gz
+	$(RUN) -m auditwheel repair --exclude "libc10*" --exclude "libtorch*" --exclude "libcudart*" -w dist build/wheel/*.whl
+	$(RUN) -m auditwheel show dist/*.whl
+	ls -l dist
+
 # On a machine with an NVIDIA card, without a network: its own Python holds torch and triton. See bench/gpu/README.md.
 OUT ?= build/gpu-results
 BUDGET ?= 420
@@ -66,4 +76,4 @@ $(OLDEST)/.dependencies: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) build runs i2v_kernels.egg-info i2v_kernels/_C*.so
+	rm -rf $(VENV) build dist runs i2v_kernels.egg-info i2v_kernels/_C*.so

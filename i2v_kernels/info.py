@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
+import re
+from pathlib import Path
 
 import torch
 
@@ -14,8 +17,8 @@ from .testing import OPINFOS
 
 def report() -> str:
     """The text that belongs into a bug report."""
-    lines = [f"i2v_kernels {__version__}   python {platform.python_version()}   {platform.platform()}"]
-    names = ("torch", "triton", "open_clip_torch", "av", "flash_attn", "nvidia-dali-cuda130", "torchcodec")
+    lines = [f"i2v_kernels {__version__}, {installed()}   python {platform.python_version()}   {platform.platform()}"]
+    names = ("torch", "numpy", "triton", "open_clip_torch", "av", "flash_attn", "nvidia-dali-cuda130", "torchcodec")
     lines.append("   ".join(f"{name} {_version(name)}" for name in names))
     module, reason = _extension.load()
     if module is None:
@@ -45,6 +48,19 @@ def report() -> str:
             except NotImplementedError as error:  # I2V_KERNELS_BACKEND names one that cannot
                 lines.append(str(error))
     return "\n".join(lines)
+
+
+def installed() -> str:
+    """How the package that is running came here."""
+    package = Path(__file__).parent
+    for found in importlib.metadata.distributions(name="i2v-kernels"):
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        if origin.get("dir_info", {}).get("editable") and origin["url"] == package.parent.as_uri():
+            return f"editable in {package.parent}"
+        tags = re.findall(r"^Tag: (.*)", found.read_text("WHEEL") or "", re.M)
+        if tags and found.locate_file(package.name) == package:
+            return f"from a wheel for {', '.join(tags)} in {package.parent}"
+    return f"not installed, found in {package.parent}"
 
 
 def _version(name: str) -> str:

@@ -166,11 +166,11 @@ def test_first_example_runs_where_only_torch_and_numpy_are(compiler, unpacked, t
         f"{example}\n"
         "calls = (i2v.temporal_attention, q, k, v), (i2v.token_shift, tokens, [(96, 1)])\n"
         "print('ran', *[i2v.explain(*call).backend for call in calls])\n"
-        "import i2v_models, i2v_kernels.video\n"
-        "print('from', i2v.__file__)\n"
+        "import i2v_models, i2v_kernels.video, i2v_kernels.info\n"
+        "print(i2v_kernels.info.installed())\n"
     )
     done = run([python, tmp_path / "example.py"], nowhere)
     backend = "cpu" if compiler else "reference"
     assert f"ran {backend} {backend}\n" in done.stdout
-    assert f"from {tmp_path / 'environment'}" in done.stdout
+    assert f"\nfrom a wheel for {wheel.stem.split('-', 2)[2]} in {tmp_path / 'environment'}" in done.stdout
     assert done.stderr.count("RuntimeWarning: i2v_kernels: ops on CPU tensors run on plain PyTorch") == (not compiler)
