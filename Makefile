@@ -22,6 +22,8 @@ $(VENV)/.extension: $(VENV)/.dependencies $(SOURCES)
 	$(RUN) -m tests.csrc.building
 	touch $@
 
+wheel $(VENV)/.extension: export PATH := $(abspath $(VENV))/bin:$(PATH)  # its ninja compiles with all cores
+
 demo: $(VENV)/.extension  ## moving digits: from an image-text model to four video models, and proof that order is what they learned
 	$(RUN) -m i2v_models.demo
 
@@ -51,8 +53,9 @@ wheel: $(VENV)/.dependencies  ## dist/: the sdist, and of it a wheel for this Py
 	rm -rf dist build/wheel && mkdir -p build/wheel
 	I2V_KERNELS_NO_EXTENSION=1 $(RUN) setup.py -q egg_info -e build/wheel sdist -d dist
 	$(PIP) wheel --no-build-isolation --no-deps -w build/wheel dist/*.tar.gz
+	$(RUN) -m auditwheel show build/wheel/*.whl
 	$(RUN) -m auditwheel repair --exclude "libc10*" --exclude "libtorch*" --exclude "libcudart*" -w dist build/wheel/*.whl
-	$(RUN) -m auditwheel show dist/*.whl
+	! $(RUN) -m zipfile -l dist/*.whl | grep "\.libs/"  # where auditwheel puts copies of libraries
 	ls -l dist
 
 # On a machine with an NVIDIA card, without a network: its own Python holds torch and triton. See bench/gpu/README.md.

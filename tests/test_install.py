@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from importlib import metadata
@@ -38,10 +39,14 @@ def run(command: list[object], cwd: Path, **variables: str) -> subprocess.Comple
     return done
 
 
+def listed(*options: str) -> set[str]:
+    """What git lists, of what is there."""
+    return {name for name in run(["git", "ls-files", "-z", *options], ROOT).stdout.split("\0") if (ROOT / name).is_file()}
+
+
 def ours() -> set[str]:
-    """What git holds or would take in, of what is there."""
-    listed = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], ROOT).stdout.split("\0")
-    return {name for name in listed if (ROOT / name).is_file()}
+    """What git holds or would take in."""
+    return listed("--cached", "--others", "--exclude-standard")
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +77,10 @@ def unpacked(sdist, tmp_path_factory) -> Path:
 
 def test_sdist_is_the_repository(unpacked):
     there = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
-    assert {name for name in there if not name.startswith(MADE)} == {name for name in ours() if not name.startswith(LEFT_OUT)}
-    assert all((unpacked / name).read_bytes() == (ROOT / name).read_bytes() for name in there if not name.startswith(MADE))
+    there = {name for name in there if not name.startswith(MADE)}
+    assert there <= ours()
+    assert {name for name in listed() - there if not name.startswith(LEFT_OUT)} == set()
+    assert all((unpacked / name).read_bytes() == (ROOT / name).read_bytes() for name in there)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +95,22 @@ def without_compiler(sdist, tmp_path_factory) -> Path:
 def test_wheel_has_every_module_and_nothing_else(without_compiler, unpacked):
     with zipfile.ZipFile(without_compiler) as archive:
         names = {name for name in archive.namelist() if ".dist-info" not in name}
+        (about,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     there = {path.relative_to(unpacked) for folder in ("i2v_kernels", "models") for path in (unpacked / folder).rglob("*.py")}
     expected = {str(path).replace("models/", "i2v_models/", path.parts[0] == "models") for path in there}
     assert names == expected | {"i2v_kernels/py.typed"}
+    for field in ("Summary", "Author", "License-Expression", "Keywords", "Project-URL", "Classifier", "Requires-Python"):
+        assert f"\n{field}: " in about  # what pip show has to say
+
+
+def test_versions_of_python_agree():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    tried = re.findall(r"Python :: (3\.\d+)", " ".join(settings["project"]["classifiers"]))
+    assert settings["project"]["requires-python"] == f">={tried[0]}"
+    assert settings["tool"]["ruff"]["target-version"] == f"py{tried[0].replace('.', '')}"
+    assert settings["tool"]["mypy"]["python_version"] == tried[0]
+    readme = (ROOT / "README.md").read_text()
+    assert f"Python {tried[0]}+" in readme and f"Python {tried[0]} to {tried[-1]}," in readme
 
 
 @pytest.fixture(scope="module")
