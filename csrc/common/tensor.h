@@ -43,8 +43,9 @@ inline void check_like(const Tensor& t, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1, name, ": the last stride must be 1");
 }
 
-// Uninitialized memory of x's shape in x's order of dimensions, the last one innermost; base.py has the same in Python.
+// Uninitialized memory of x's shape in x's order of dimensions, the last one innermost; ops/layout.py has the same in Python.
 inline Tensor empty_dense_like(const Tensor& x) {
+  if (x.is_contiguous()) return torch::stable::new_empty(x, x.sizes());  // whatever the stride of a single entry
   Tensor out = torch::stable::empty_like(x);
   const int64_t last = x.dim() - 1;
   if (out.stride(last) == 1 || out.size(last) == 1) return out;

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import _extension
 from . import derivatives, dispatcher
-from .layout import empty_dense_like, empty_grads
+from .layout import empty_dense_like
 
 LIBRARY = torch.library.Library("i2v_kernels", "DEF")
 BACKENDS = ("reference", "sdpa", "library", "cpu", "triton", "cuda")
@@ -75,28 +75,36 @@ class _Recorded(Exception):
 class Op:
     """A registered op. It returns a tensor, or several of which the first is differentiable; or it works in place.
 
-    ``schema``, ``backward_schema``: the argument lists and returns, without the trailing ``str backend``. An op in place
-    overwrites its first argument, ``(Tensor(a!) x, ...) -> ()``, and stops before ``backward_schema``: autograd does not
-    record it, but is told that x has changed.
-    ``preference``: device type -> names of backends in the order of automatic choice, measured.
+    ``schema``: the arguments, tensors first, and the returns, without the trailing ``str backend``.
+    ``backward_schema``: the same of the backward op. It takes the gradient of the (first) output and then, as a rule, what the
+    forward op takes; it returns a gradient for each differentiable input. Where there are several, its last argument is
+    ``bool[n] wanted``, and those that are not wanted are empty. An op in place overwrites its first argument,
+    ``(Tensor(a!) x, ...) -> ()``, and stops before ``backward_schema``: autograd does not record it, but is told that x has
+    changed.
+    ``fake``: the memory of the outputs, uninitialised, from the forward op's arguments; of any shape.
+    ``fake_backward``: that of the gradients, from the backward op's arguments; ``empty_gradients`` unless it is given.
+    ``preference``: device type -> names of backends in the order of automatic choice, measured. Where none of them can run, or
+    none is named, it is ``reference``.
     ``by_name_only``: backend -> why it is never chosen automatically.
+    ``differentiable``: the places of the inputs whose gradients the backward op returns; the first ones unless it is given.
     ``forward_args``: (arguments of the backward op, their number in the forward op) -> what ``can_run`` judges.
     ``save``: ``(ctx, inputs, result) -> None``, ``gradients``: ``(ctx, grad) -> one gradient per input``: the autograd rule.
-    Without ``gradients`` it is ``wanted_gradients``, whose ``fake_backward`` is ``empty_grads``. What is saved begins with the
-    tensors among the inputs, and ``ctx.rest`` holds the others that the formula takes; where an op keeps less, ``again`` is
-    its gradients written in PyTorch's operators.
+    ``save_inputs`` and ``wanted_gradients`` unless they are given. What is saved begins with the tensors among the inputs,
+    and ``ctx.rest`` holds the others that the backward op takes; where an op keeps less, ``again`` is its gradients written
+    in PyTorch's operators.
     """
 
     name: str
     schema: str
     backends: Sequence[Backend]
-    preference: dict[str, tuple[str, ...]]
     fake: Callable[..., Any]
+    preference: dict[str, tuple[str, ...]] = field(default_factory=dict)
     backward_schema: str = ""
-    fake_backward: Callable[..., Any] = lambda *args: None
-    save: Callable[[Any, tuple[Any, ...], Any], None] = lambda *args: None
+    fake_backward: Callable[..., Any] | None = None
+    save: Callable[[Any, tuple[Any, ...], Any], None] | None = None
     gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]] | None = None
     by_name_only: dict[str, str] = field(default_factory=dict)
+    differentiable: Sequence[int] = ()
     forward_args: Callable[[Sequence[Any], int], Sequence[Any]] = lambda args, count: args[1 : 1 + count]
     again: Callable[[Any, Tensor], tuple[Tensor | None, ...]] | None = None
 
@@ -104,11 +112,14 @@ class Op:
         OPS[self.name] = self
         self._recorders: dict[int, list[tuple[Any, ...]]] = {}  # by thread
         self._by_name = {backend.name: backend for backend in self.backends}
+        self.fake_backward = self.fake_backward or self.empty_gradients
+        self.save = self.save or self.save_inputs
+        self.gradients = self.gradients or self.wanted_gradients
         self.forced = FORCED if FORCED in self._by_name else ""
         self._in_cpp = any(backend.native for backend in self.backends) and _extension.why_no_cpu() is None
         for name, schema, run, fake in (
             (self.name, self.schema, self._forward, self._fake),
-            (f"{self.name}_backward", self.backward_schema, self._backward, lambda *args: self.fake_backward(*args[:-1])),
+            (f"{self.name}_backward", self.backward_schema, self._backward, self._fake_backward),
         ):
             if not schema:
                 continue
@@ -129,7 +140,8 @@ class Op:
         LIBRARY.impl(self.name, partial(derivatives.by_formula, self), "FuncTorchBatched")
         if self.backward_schema:
             self.backward_op = getattr(torch.ops.i2v_kernels, f"{self.name}_backward").default
-            self._returned = len(self.backward_op._schema.returns)
+            self.differentiable = tuple(self.differentiable or range(len(self.backward_op._schema.returns)))
+            self._asks = any(argument.name == "wanted" for argument in self.backward_op._schema.arguments)
             self._function = derivatives.autograd_function(self, self.forward_op)
             # without what Function.apply does in Python, which concerns functorch's transforms alone
             self._apply = super(torch.autograd.Function, derivatives.autograd_function(self, self._run)).apply  # type: ignore[misc]
@@ -205,14 +217,17 @@ class Op:
             if reason is not None:
                 raise NotImplementedError(f"{self.name}: backend={requested!r} cannot run this call: {reason}")
             return self._by_name[requested]
-        device = "cuda" if args[0].is_cuda else args[0].device.type
-        for name in self.preference.get(device, ("reference",)):
+        for name in self.preference.get("cuda" if args[0].is_cuda else args[0].device.type, ()):
             backend = self._by_name[name]
             if backend.can_run(*args) is None:
-                if name == "reference" and device == "cpu" and "cpu" in self._by_name and not quiet:
-                    _extension.warn_of_reference()
                 return backend
-        raise NotImplementedError(f"{self.name}: no backend can run this call; see i2v_kernels.explain")
+        if args[0].is_cpu and "cpu" in self._by_name and not quiet:
+            _extension.warn_of_reference()
+        return self._by_name["reference"]
+
+    def first_choice(self, device: str) -> str:
+        """The backend that this device type is meant to run."""
+        return next(iter(self.preference.get(device, ())), "reference")
 
     @staticmethod
     def _run(*args: Any) -> Any:
@@ -224,6 +239,9 @@ class Op:
         if args[-1] and args[0].device.type != "meta":
             self.choose(args[:-1], args[-1])
         return self.fake(*args[:-1])
+
+    def _fake_backward(self, *args: Any) -> Any:
+        return self.fake_backward(*args[:-1])  # type: ignore[misc]
 
     def _forward(self, *args: Any) -> Any:
         *given, backend = args
@@ -276,12 +294,36 @@ class Op:
         with torch._C._AutoDispatchBelowADInplaceOrView():
             (self._forward if self._direct(args) else self.forward_op)(*args)
 
+    def save_inputs(self, ctx: Any, inputs: tuple[Any, ...], result: Any) -> None:
+        """All that the forward op takes, and nothing else."""
+        ctx.save_for_backward(*inputs[: self.tensors])
+        ctx.rest = inputs[self.tensors :]
+
     def wanted_gradients(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """What the backward op returns for the first inputs: it takes (grad, these, *ctx.rest, what else was saved, wanted)."""
-        count, saved = self._returned, ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[:count])
-        grads = self.derive(grad, *saved[:count], *ctx.rest, *saved[count:], wanted, ctx.backend)
-        return (*(g if want else None for g, want in zip(grads, wanted)), *[None] * (self.arity - count))
+        """By the backward op, which takes (grad, the tensors, ctx.rest, what else was saved, what is wanted)."""
+        saved, wanted = ctx.saved_tensors, [ctx.needs_input_grad[i] for i in self.differentiable]
+        asked = (wanted,) if self._asks else ()
+        found = self.derive(grad, *saved[: self.tensors], *ctx.rest, *saved[self.tensors :], *asked, ctx.backend)
+        grads: list[Tensor | None] = [None] * self.arity
+        for i, part, want in zip(self.differentiable, (found,) if isinstance(found, Tensor) else found, wanted):
+            grads[i] = part if want else None
+        return tuple(grads)
+
+    def empty_gradients(self, grad: Tensor, *args: Any) -> Any:
+        """Gradients of the differentiable inputs, uninitialised: the first in its input's order in memory, others contiguous,
+        those that are not wanted empty.
+        """
+        wanted = args[-1] if self._asks else [True] * len(self.differentiable)
+        parts = []
+        for i, want in zip(self.differentiable, wanted):
+            x = args[i] if want else None
+            if x is None:
+                parts.append(grad.new_empty(0))
+            elif i == self.differentiable[0]:
+                parts.append(empty_dense_like(x))
+            else:
+                parts.append(torch.empty_like(x, memory_format=torch.contiguous_format))
+        return tuple(parts) if len(parts) > 1 else parts[0]
 
     def within(self, *args: Any) -> Any:
         """The forward op, called by a kernel of another one."""
@@ -297,36 +339,31 @@ class Op:
 
 
 def reference_backend(
+    op: str,
     forward: Callable[..., Any],
-    differentiable: Sequence[int],
     backward: Callable[..., Tensor] | None = None,
-    empty: Callable[..., Any] = lambda x, *_: empty_dense_like(x),
-    empties: Callable[..., tuple[Tensor, ...]] = empty_grads,
+    *,
     name: str = "reference",
     can_run: Callable[..., str | None] = lambda *args: None,
     through: Callable[..., Any] | None = None,
     formula: Callable[..., Any] | None = None,
 ) -> Backend:
     """The backend ``reference``, or another one written in PyTorch; its backward is autograd through ``forward``, or
-    ``through`` where that takes other arguments, unless one is given.
+    ``through`` where that takes fewer arguments, unless one is given.
 
-    ``differentiable`` are the positions of the tensors whose gradients the backward op returns, in its order; where its last
-    argument is a list of what is wanted, the others are empty. ``empty`` and ``empties`` make the memory of the output and of
-    the gradients, from the arguments: as in the fake implementations.
+    Results are copied into memory that the op's fake implementations arrange, so that every backend's lie alike.
     """
 
     def run(*args: Any) -> Any:
-        memory, result = empty(*args), forward(*args)
-        if isinstance(result, Tensor):
-            return memory.copy_(result)
-        return tuple(into.copy_(part) for into, part in zip(memory, result))
+        return _into(f"{op}: backend={name!r}", OPS[op].fake(*args), forward(*args))
 
     def derive(grad: Tensor, *args: Any) -> Any:
+        memory, what = OPS[op].fake_backward(grad, *args), f"{op}_backward: backend={name!r}"  # type: ignore[misc]
         if backward is not None:
-            return empty_dense_like(grad).copy_(backward(grad, *args))
+            return _into(what, memory, backward(grad, *args))
         if not grad.is_contiguous() and (dense := empty_dense_like(grad)).stride() != grad.stride():
             grad = dense.copy_(grad)  # PyTorch's convolutions refuse gradients whose elements share memory
-        function = through or forward
+        function, differentiable = through or forward, OPS[op].differentiable
         inputs = list(args[: function.__code__.co_argcount])
         for i in differentiable:
             if inputs[i] is not None:
@@ -336,12 +373,21 @@ def reference_backend(
             result = function(*inputs)
             grads = iter(torch.autograd.grad(result if isinstance(result, Tensor) else result[0], leaves, grad))
         found = [None if inputs[i] is None else next(grads) for i in differentiable]
-        return tuple(
-            into if part is None or into.shape != part.shape else into.copy_(part)  # what is not wanted is empty
-            for into, part in zip(empties(grad, *args), found, strict=True)
-        )
+        if isinstance(memory, Tensor):
+            return _into(what, memory, found[0])
+        unwanted = (into.shape == (0,) for into in memory)
+        return _into(what, memory, [into if empty else part for into, part, empty in zip(memory, found, unwanted)])
 
     return Backend(name, can_run, run, derive, formula=formula or through or forward)
+
+
+def _into(what: str, memory: Any, result: Any) -> Any:
+    """The memory, filled with the result: a tensor, or several."""
+    if isinstance(memory, Tensor):
+        if result.shape != memory.shape:
+            raise RuntimeError(f"{what} gives {tuple(result.shape)} where the fake implementation has {tuple(memory.shape)}")
+        return memory.copy_(result)
+    return tuple(_into(what, into, part) for into, part in zip(memory, result, strict=True))
 
 
 def triton_backend(op: str, limits: Callable[..., str | None]) -> Backend:

@@ -26,7 +26,7 @@ def autograd_function(op: Op, run: Callable[..., Any]) -> Any:
             ctx.backend = args[-1]
             with torch._C._AutoDispatchBelowAutograd():
                 result = run(*args)
-            op.save(ctx, args[:-1], result)
+            op.save(ctx, args[:-1], result)  # type: ignore[misc]
             if not isinstance(result, Tensor):
                 ctx.mark_non_differentiable(*result[1:])
             ctx.set_materialize_grads(False)  # of the others: zeros of their size that nobody reads
@@ -38,10 +38,10 @@ def autograd_function(op: Op, run: Callable[..., Any]) -> Any:
                 return (None,) * (op.arity + 1)
             if torch.is_grad_enabled() or (dispatcher.transforming() and dispatcher.needs_formula((grad,))):
                 return (*gradients_again(op, ctx, grad), None)
-            if grad.stride(-1) != 1 and grad.shape[-1] != 1:
+            if grad.dim() > 0 and grad.stride(-1) != 1 and grad.shape[-1] != 1:
                 # expanded gradients, as from .sum(); what is empty counts as contiguous whatever its strides
                 grad = grad.contiguous() if grad.numel() > 0 else grad.new_empty(grad.shape)
-            return (*(op.gradients or op.wanted_gradients)(ctx, grad), None)
+            return (*op.gradients(ctx, grad), None)  # type: ignore[misc]
 
     Function.__name__ = Function.__qualname__ = "".join(part.title() for part in op.name.split("_"))
     return Function

@@ -7,14 +7,14 @@ same one for every tensor that is made after it. ``csrc/common/tensor.h`` has th
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 
 def empty_dense_like(x: Tensor) -> Tensor:
     """Uninitialised memory of x's shape in x's order of dimensions, the last one innermost."""
+    if x.is_contiguous():  # but of a single entry's stride, of a view, it may be anything
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
     out = torch.empty_like(x)
     return out if out.stride(-1) == 1 or out.shape[-1] == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
@@ -34,16 +34,6 @@ def empty_tokens(like: Tensor, channels: int) -> Tensor:
     if order == list(range(len(order))):
         return memory
     return memory.permute(*(order.index(i) for i in range(len(order))), len(order))
-
-
-def empty_grads(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Gradients of x and the parameters behind it, uninitialised; those of parameters are contiguous, those that the last
-    argument does not want empty.
-    """
-    wanted = rest[-1]
-    parts = [empty_dense_like(x) if wanted[0] else None]
-    parts += [torch.empty_like(p, memory_format=torch.contiguous_format) if w else None for p, w in zip(rest, wanted[1:])]
-    return tuple(grad.new_empty(0) if part is None else part for part in parts)
 
 
 def arranged(x: Tensor, like: Tensor) -> Tensor:

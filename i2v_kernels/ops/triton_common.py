@@ -75,8 +75,10 @@ class Launch:
 class Entry:
     """One row of a table ``AOT``: ``launch(dtype)`` on meta tensors of a real model's shape, for each of ``dtypes``.
 
+    What the model calls of the registry launch needs none.
     ``dots``: the kernel multiplies matrices, so its 16-bit versions must hold matrix instructions.
     ``vectors``: it must read global memory 16 bytes at a time.
+    ``everywhere``: it is compiled for every GPU that the tests know.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Entry:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
     dots: bool = False
     vectors: bool = True
+    everywhere: bool = True
 
 
 def pow2(n: int) -> int:

@@ -10,7 +10,6 @@ from torch import Tensor
 from .. import checks
 from ..activations import ACTIVATIONS
 from ..base import Backend, Op, needs_gradient, reference_backend, triton_backend
-from ..layout import empty_grads
 from . import blocks, reference
 
 NAME = "bottleneck_adapter"
@@ -113,15 +112,12 @@ _OP = Op(
     schema=f"({_ARGUMENTS}, bool keep) -> (Tensor, Tensor)",
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, Tensor kept, bool[7] wanted) -> ({', '.join(['Tensor'] * 7)})",
     backends=(
-        reference_backend(
-            reference.forward, differentiable=range(7), empty=blocks.empty_output, through=reference.adapter
-        ),
+        reference_backend(NAME, reference.forward, through=reference.adapter),
         Backend("cpu", _cpu_can_run, blocks.forward, blocks.backward),
         triton_backend(NAME, _triton_limits),
     ),
-    preference={"cpu": ("cpu",), "cuda": ("triton", "reference")},
+    preference={"cpu": ("cpu",), "cuda": ("triton",)},
     fake=blocks.empty_output,
-    fake_backward=empty_grads,
     save=_save,
     forward_args=lambda args, count: (*args[1:count], False),
 )

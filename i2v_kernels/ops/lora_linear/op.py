@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import checks
 from ..base import Backend, Op, reference_backend
-from ..layout import empty_grads, empty_tokens
+from ..layout import empty_tokens
 from . import library, reference
 
 NAME = "lora_linear"
@@ -58,11 +58,6 @@ def lora_linear(
     return _OP(x, weight, lora_a, lora_b, bias, checks.number(NAME, "scaling", scaling), backend=backend)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.rest = inputs[5:]
-
-
 def _empty(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return empty_tokens(x, weight.shape[0])
 
@@ -73,11 +68,9 @@ _OP = Op(
     schema=f"({_ARGUMENTS}) -> Tensor",
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool[5] wanted) -> ({', '.join(['Tensor'] * 5)})",
     backends=(
-        reference_backend(reference.forward, differentiable=range(5), empty=_empty),
+        reference_backend(NAME, reference.forward),
         Backend("library", lambda *args: None, library.forward, library.backward, formula=reference.forward),
     ),
     preference={"cpu": ("library",), "cuda": ("library",)},
     fake=_empty,
-    fake_backward=empty_grads,
-    save=_save,
 )

@@ -11,7 +11,6 @@ from torch import Tensor
 from ... import _extension
 from .. import checks, dispatcher
 from ..base import Backend, Op, reference_backend, triton_backend
-from ..layout import empty_dense_like
 from . import blocks, digits, reference
 
 NAME = "patch_embed"
@@ -95,25 +94,6 @@ def check_three(op: str, name: str, values: Any, positive: bool = False) -> list
     return [float(value) for value in values]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.rest = inputs[3:]
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = list(ctx.needs_input_grad[1:3])
-    grads = _OP.derive(grad, *ctx.saved_tensors, *ctx.rest, wanted, ctx.backend)
-    return (None, *(g if want else None for g, want in zip(grads, wanted)), None, None)
-
-
-def _fake_backward(grad: Tensor, frames: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    wanted = rest[-1]
-    return (
-        empty_dense_like(weight) if wanted[0] else grad.new_empty(0),
-        torch.empty_like(bias) if wanted[1] and bias is not None else grad.new_empty(0),
-    )
-
-
 def _cpu_can_run(frames: Tensor, *_: Any) -> str | None:
     return f"the tensors are on {frames.device}" if frames.device.type != "cpu" else _extension.why_no_cpu()
 
@@ -128,13 +108,11 @@ _OP = Op(
     schema=f"({_ARGUMENTS}) -> Tensor",
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool[2] wanted) -> (Tensor, Tensor)",
     backends=(
-        reference_backend(reference.forward, (1, 2), empty=blocks.empty_output, empties=_fake_backward),
+        reference_backend(NAME, reference.forward),
         Backend("cpu", _cpu_can_run, digits.forward, blocks.backward),
         triton_backend(NAME, _triton_limits),
     ),
-    preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
+    preference={"cpu": ("cpu",), "cuda": ("triton",)},
     fake=blocks.empty_output,
-    fake_backward=_fake_backward,
-    save=_save,
-    gradients=_gradients,
+    differentiable=(1, 2),
 )

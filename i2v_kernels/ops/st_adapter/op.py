@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..base import OPS, Backend, Op, needs_gradient, reference_backend
-from ..layout import empty_dense_like, empty_grads, empty_tokens
+from ..layout import empty_dense_like, empty_tokens
 from ..temporal_conv.op import check_kernel
 from . import blocks, reference
 
@@ -101,13 +101,12 @@ _OP = Op(
     schema=f"({_ARGUMENTS}, bool keep) -> (Tensor, Tensor)",
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, Tensor hidden, bool[7] wanted) -> ({', '.join(['Tensor'] * 7)})",
     backends=(
-        reference_backend(reference.forward, differentiable=range(7), empty=_empty, through=reference.adapter),
+        reference_backend(NAME, reference.forward, through=reference.adapter),
         _composed("cpu"),
         _composed("triton"),
     ),
-    preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
+    preference={"cpu": ("cpu",), "cuda": ("triton",)},
     fake=_empty,
-    fake_backward=empty_grads,
     save=_save,
     forward_args=lambda args, count: (*args[1:count], False),
 )

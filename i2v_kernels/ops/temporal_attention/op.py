@@ -174,11 +174,8 @@ def _sdpa_can_run(*args: Any) -> str | None:
     return "it returns no log-sum-exp" if args[-1] else None
 
 
-_SDPA = reference_backend(
-    sdpa.forward, (0, 1, 2, 3), empty=empty_output, empties=empty_grads, name="sdpa", can_run=_sdpa_can_run,
-    formula=sdpa.by_products,
-)  # fmt: skip
-_EXACT = reference_backend(sdpa.clip_after_clip, (0, 1, 2, 3), empty=empty_output, empties=empty_grads)
+_SDPA = reference_backend(NAME, sdpa.forward, name="sdpa", can_run=_sdpa_can_run, formula=sdpa.by_products)
+_EXACT = reference_backend(NAME, sdpa.clip_after_clip)
 
 
 def _sdpa_backward(grad: Tensor, *args: Any) -> Any:
@@ -207,14 +204,14 @@ _OP = Op(
     schema=f"({_ARGUMENTS}, bool want_lse) -> (Tensor, Tensor)",
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool bias_grad) -> (Tensor, Tensor, Tensor, Tensor)",
     backends=(
-        reference_backend(reference.forward, (0, 1, 2, 3), empty=empty_output, empties=empty_grads),
+        reference_backend(NAME, reference.forward),
         replace(_SDPA, backward=_sdpa_backward),
         cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
         Backend("cuda", cuda.can_run, cuda.forward, cuda.backward),
     ),
     by_name_only={"cuda": "not yet verified on a GPU (proof step 7): ask for it by name"},
-    preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "sdpa", "reference")},
+    preference={"cpu": ("cpu",), "cuda": ("triton", "sdpa")},
     fake=empty_output,
     fake_backward=empty_grads,
     save=_save,

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..activations import ACTIVATIONS
 from ..base import Backend, Op, cpu_backend, reference_backend, triton_backend
-from ..layout import empty_dense_like, empty_grads
+from ..layout import empty_dense_like
 from . import cuda, reference
 
 NAME = "temporal_conv"
@@ -109,11 +109,6 @@ def _triton_limits(x: Tensor, weight: Tensor, *_: Any) -> str | None:
     return None
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.rest = inputs[3:]
-
-
 _ARGUMENTS = (
     "Tensor x, Tensor weight, Tensor? bias, SymInt height, SymInt width, SymInt prefix, str prefix_mode, "
     "SymInt dilation, str activation, bool residual"
@@ -123,14 +118,12 @@ _OP = Op(
     schema=f"({_ARGUMENTS}) -> Tensor",
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool[3] wanted) -> (Tensor, Tensor, Tensor)",
     backends=(
-        reference_backend(reference.forward, differentiable=(0, 1, 2)),
+        reference_backend(NAME, reference.forward),
         cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
         Backend("cuda", cuda.can_run, cuda.forward, cuda.backward),
     ),
     by_name_only={"cuda": "not yet verified on a GPU (proof step 7): ask for it by name"},
-    preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
+    preference={"cpu": ("cpu",), "cuda": ("triton",)},
     fake=lambda x, *_: empty_dense_like(x),
-    fake_backward=empty_grads,
-    save=_save,
 )

@@ -159,11 +159,7 @@ def _cuda_can_run(x: Tensor, channels: Any, *_: Any) -> str | None:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
-    ctx.args = inputs[1:]
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (_OP.derive(grad, *ctx.args, ctx.backend), *[None] * len(ctx.args))
+    ctx.rest = inputs[1:]  # no tensor: the adjoint needs none
 
 
 _ARGUMENTS = "int[] channels, int[] offsets, str padding, SymInt start, SymInt stop, SymInt step"
@@ -173,19 +169,18 @@ _OP = Op(
     schema=f"(Tensor x, {_ARGUMENTS}, bool residual) -> Tensor",
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool residual) -> Tensor",
     backends=(
-        reference_backend(reference.forward, (0,), reference.adjoint),
+        reference_backend(NAME, reference.forward, reference.adjoint),
         cpu_backend(NAME),
         triton_backend(NAME, _triton_limits),
         Backend("cuda", _cuda_can_run, partial(_cuda, adjoint=False), partial(_cuda, adjoint=True)),
     ),
-    preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
+    preference={"cpu": ("cpu",), "cuda": ("triton",)},
     by_name_only={"cuda": "not yet verified on a GPU (proof step 7): ask for it by name"},
     fake=lambda x, *_: empty_dense_like(x),
     fake_backward=lambda grad, *_: empty_dense_like(grad),
     save=_save,
-    gradients=_gradients,
     forward_args=lambda args, count: args,
-    again=lambda ctx, grad: (reference.adjoint(grad, *ctx.args), *[None] * len(ctx.args)),
+    again=lambda ctx, grad: (reference.adjoint(grad, *ctx.rest), *[None] * len(ctx.rest)),
 )
 
 _IN_PLACE = Op(
@@ -196,6 +191,6 @@ _IN_PLACE = Op(
         cpu_backend(IN_PLACE),
         replace(triton_backend(NAME, _triton_in_place_limits), forward=_triton_in_place),
     ),
-    preference={"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
+    preference={"cpu": ("cpu",), "cuda": ("triton",)},
     fake=lambda *args: None,
 )
