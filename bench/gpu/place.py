@@ -75,18 +75,12 @@ def cannot(info: Any, sample: Any, backend: str) -> str | None:
 
 def grown(info: Any, clips: int) -> Any:
     """The op's first sample with that many clips: the stub's stand-in for a model's call."""
-    import torch
-
-    from i2v_kernels.testing import Sample
-
     first = info.samples()[0]
-    shape = first.args[0].shape
-
-    def grow(value: Any) -> Any:
-        alike = isinstance(value, torch.Tensor) and value.shape == shape
-        return torch.cat([value] * (clips // shape[0] + 1))[:clips].contiguous() if alike else value
-
-    return Sample(first.name, tuple(map(grow, first.args)), first.kwargs)
+    args = list(first.args)
+    for i, axis in info.axes(info.rows[0]).items():
+        size = args[i].shape[axis]
+        args[i] = args[i].repeat_interleave(-(-clips // size), axis).narrow(axis, 0, clips).contiguous()
+    return dataclasses.replace(first, args=tuple(args))
 
 
 def models(info: Any, clips: int) -> list[Any]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import bottleneck_adapter
-from .opinfo import OpInfo, Sample, inputs_and_output, randn, sequence_first
+from .drawn import ACTIVATION, CHANNELS, YES_NO, rows
+from .opinfo import Choose, OpInfo, Sample, inputs_and_output, randn, sequence_first
 
 
 def _parameters(channels: int, width: int) -> tuple[Tensor, ...]:
@@ -39,7 +40,7 @@ def _samples() -> list[Sample]:
         Sample("recompute", (x, *parameters), {"recompute": True}),
         Sample("wider than x", (x, *_parameters(24, 40))),
         Sample("wider than a tile", (x, *_parameters(24, 300)), {"activation": "relu"}),
-        Sample("sequence first", (sequence_first(x), *parameters), {"norm": norm}),
+        Sample("sequence first", (sequence_first(x), *parameters), {"norm": norm}, telling=True),
         Sample("part of a row", (randn(2, 4, 5, 40)[..., 8:32], *parameters)),
         Sample("every other frame", (randn(2, 8, 5, 24)[:, ::2], *parameters)),
         Sample("rows", (randn(7, 24), *parameters)),
@@ -100,4 +101,25 @@ def _flops(sample: Sample) -> int:
     return 4 * x.shape[:-1].numel() * down.numel()
 
 
-INFO = OpInfo("bottleneck_adapter", bottleneck_adapter, _samples, _models, _bad, inputs_and_output, _flops)
+def _drawn(choose: Choose) -> Sample:
+    channels, width = choose(CHANNELS), choose(CHANNELS)
+    args = [rows(choose, channels)]
+    for i, (weight, size) in enumerate(((randn(width, channels), width), (randn(channels, width, seed=2), channels))):
+        args += [weight * 0.4, randn(size, seed=3 + i) if choose(YES_NO) else None]  # type: ignore[list-item]
+    options = {"activation": choose(ACTIVATION), "scale": choose((1, 0.5, -2.0, 0)), "residual": choose(YES_NO)}
+    if channels > 1 and choose(YES_NO):
+        options["norm"] = (randn(channels, seed=5), randn(channels, seed=6) if choose(YES_NO) else None, 1e-2)
+    return Sample("drawn", tuple(args), {**options, "recompute": choose(YES_NO)})
+
+
+INFO = OpInfo(
+    "bottleneck_adapter",
+    bottleneck_adapter,
+    samples=_samples,
+    models=_models,
+    bad=_bad,
+    drawn=_drawn,
+    traffic=inputs_and_output,
+    flops=_flops,
+    products=True,
+)

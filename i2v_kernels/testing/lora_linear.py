@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import lora_linear
-from .opinfo import OpInfo, Sample, randn, sequence_first
+from .drawn import CHANNELS, YES_NO, rows
+from .opinfo import Choose, OpInfo, Sample, randn, sequence_first
 
 
 def _parameters(channels: int, out: int, rank: int) -> tuple[Tensor, ...]:
@@ -28,7 +29,7 @@ def _samples() -> list[Sample]:
         Sample("scaled", (x, *parameters), {"scaling": -2.0}),
         Sample("rank 1", (x, *_parameters(24, 40, 1))),
         Sample("rank 0", (x, *_parameters(24, 18, 0))),
-        Sample("sequence first", (sequence_first(x), *parameters)),
+        Sample("sequence first", (sequence_first(x), *parameters), telling=True),
         Sample("every other frame", (randn(2, 8, 5, 24)[:, ::2], *parameters)),
         Sample("rows", (randn(7, 24), *parameters)),
         Sample("one row", (randn(24), *parameters)),
@@ -82,4 +83,21 @@ def _flops(sample: Sample) -> int:
     return 2 * x.shape[:-1].numel() * sum(m.numel() for m in matrices)
 
 
-INFO = OpInfo("lora_linear", lora_linear, _samples, _models, _bad, _traffic, _flops)
+def _drawn(choose: Choose) -> Sample:
+    channels, out, rank = choose(CHANNELS), choose(CHANNELS), choose((4, 1, 8, 0))
+    args = (randn(out, channels), randn(rank, channels, seed=1), randn(out, rank, seed=2))
+    bias = (randn(out, seed=3),) if choose(YES_NO) else ()
+    return Sample("drawn", (rows(choose, channels), *args, *bias), {"scaling": choose((1, 0.5, -2.0, 0))})
+
+
+INFO = OpInfo(
+    "lora_linear",
+    lora_linear,
+    samples=_samples,
+    models=_models,
+    bad=_bad,
+    drawn=_drawn,
+    traffic=_traffic,
+    flops=_flops,
+    products=True,
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Choose = Callable[[Sequence[Any]], Any]
 _drawing_later = False
 
 
@@ -45,11 +46,15 @@ class Drawn:
 class Sample:
     """Arguments of one call. Floating-point tensors are float64 on the CPU until ``to`` places them; those of a model's call
     are ``Drawn`` until then.
+
+    ``telling``: like the first one of an op it stands for the others where a test takes long: with dynamic shapes, and in
+    bfloat16 in Triton's interpreter.
     """
 
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
+    telling: bool = False
 
     def to(
         self, dtype: torch.dtype = torch.float64, device: str | None = None, requires_grad: bool = False
@@ -75,7 +80,7 @@ class Sample:
                 return tuple(map(each, value))
             return change(value) if isinstance(value, (Tensor, Drawn)) else value
 
-        return Sample(self.name, tuple(map(each, self.args)), {k: each(v) for k, v in self.kwargs.items()})
+        return replace(self, args=tuple(map(each, self.args)), kwargs={k: each(v) for k, v in self.kwargs.items()})
 
     def inputs(self) -> list[Tensor]:
         """All tensors, in order."""
@@ -103,11 +108,6 @@ def _moved(x: Tensor, dtype: torch.dtype, device: str | None) -> Tensor:
     return memory.as_strided(x.shape, x.stride())
 
 
-def repeat_first(x: Tensor, dim: int, count: int) -> Tensor:
-    """``[B, T, N, ...]`` with its first clip (dim 0) or token (dim 2) ``count`` times, as a view."""
-    return x.narrow(dim, 0, 1).expand(*x.shape[:dim], count, *x.shape[dim + 1 :])
-
-
 @dataclass(frozen=True)
 class OpInfo:
     """An op and all that tests and benches know of it.
@@ -115,10 +115,13 @@ class OpInfo:
     ``samples``: small calls: ordinary, then edges. ``models``: clips -> calls of real models, for benches; ``randn`` and
     ``pixels`` give ``Drawn`` there, so that a call costs nothing until it is placed.
     ``bad``: (what is wrong, args, kwargs, exception, a part of its text).
+    ``drawn``: a call at random for the fuzz, which gives it ``choose``: one of a few values; see drawn.py.
     ``traffic``: bytes that the forward call must move at least (every input once, every output once).
     ``flops``: floating-point operations of the forward call (a multiply-add counts 2).
-    ``tile``: ``repeat_first`` for arguments shaped as the first one of the first sample, where these are not tokens.
-    ``dtypes``: what each backend computes in.
+    ``dims``: which dimension is what in the first sample's first arguments and in the output, as in ``einsum``: "BTNC -> BNC".
+    ``rows``: those that may have any number of entries, each computed by itself; the first counts clips, or what else a batch
+    is made of. Tests repeat entries of each.
+    ``more``: (first argument, count) -> it with so many entries of the last of ``rows``, where no argument has that dimension.
     """
 
     name: str
@@ -126,16 +129,43 @@ class OpInfo:
     samples: Callable[[], list[Sample]]
     models: Callable[[int], list[Sample]]
     bad: Callable[[], list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]]]
+    drawn: Callable[[Choose], Sample]
     traffic: Callable[[Sample], int]
     flops: Callable[[Sample], int]
+    dims: str = "BTNC -> BTNC"
+    rows: str = "BN"
+    more: Callable[[Tensor, int], Tensor] | None = None
     exact: bool = False  # copies: every backend gives the reference's bits
-    tile: Callable[[Tensor, int, int], Tensor] = repeat_first
+    autocasts: bool = True  # as matrix products and convolutions do; else its dtype is that of its inputs
+    products: bool = False  # nearly all of it is PyTorch's matrix products, whose bits depend on the number of threads
+    pads: bool = False  # may skip what lies outside the clip, where the definition multiplies zeros by what is not finite
+    spreads: bool = False  # what is not finite in the first argument or the gradient gets into products of other tokens
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", partial(_undrawn, self.models))
 
     def __str__(self) -> str:
         return self.name
+
+    def axis(self, dim: str) -> int:
+        """The place of that dimension in the output."""
+        return self.dims.split(" -> ")[1].index(dim)
+
+    def axes(self, dim: str) -> dict[int, int]:
+        """Positions of the arguments that have that dimension -> its place in them."""
+        shapes = self.dims.split(" -> ")[0].split(", ")
+        return {i: shape.index(dim) for i, shape in enumerate(shapes) if dim in shape}
+
+    def repeated(self, sample: Sample, dim: str, count: int) -> Sample:
+        """The first sample with ``count`` times the first entry of that dimension, as views where that is possible."""
+        args, places = list(sample.args), self.axes(dim)
+        for i, axis in places.items():
+            x = args[i]
+            args[i] = x.narrow(axis, 0, 1).expand(*x.shape[:axis], count, *x.shape[axis + 1 :])
+        if not places:
+            assert self.more is not None, f"{self}: dims={self.dims!r} does not show {dim}, so that `more` is needed"
+            args[0] = self.more(args[0], count)
+        return replace(sample, args=tuple(args))
 
 
 def _undrawn(models: Callable[[int], list[Sample]], clips: int) -> list[Sample]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import patch_embed
-from .opinfo import OpInfo, Sample, pixels, randn
+from .drawn import CHANNELS, FEW, YES_NO
+from .opinfo import Choose, OpInfo, Sample, pixels, randn
 
 INF, NAN = float("inf"), float("nan")
 SIDE = 4  # of the patches of the first sample
@@ -34,7 +35,7 @@ def _samples() -> list[Sample]:
         Sample("no normalisation", (frames, weight, bias), {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}),
         Sample("other side of the range", (frames, weight, bias), {"mean": (1.0, 0.9, 0.1), "std": (0.5, 2.0, 0.1)}),
         Sample("a mean that no pixel has", (frames, weight), {"mean": (-0.3, 1.2, 0.5), "std": (0.5, 0.5, 0.5)}),
-        Sample("crop of larger frames", (wide[:, :3, 5:13, 7:19], weight, bias), CLIP),
+        Sample("crop of larger frames", (wide[:, :3, 5:13, 7:19], weight, bias), CLIP, telling=True),
         Sample("every other frame, row and pixel", (wide[:, ::2, ::2, ::2], weight, bias), CLIP),
         Sample("frames before clips", (pixels(3, 2, 8, 12).transpose(0, 1), weight, bias), CLIP),
         Sample("frames on their sides", (pixels(2, 3, 12, 8).transpose(2, 3), weight, bias), CLIP),
@@ -92,10 +93,8 @@ def _bad() -> list[Any]:
     ]
 
 
-def _tile(frames: Tensor, dim: int, count: int) -> Tensor:
-    """A clip, or the token of a patch in frames that are one patch wide."""
-    if dim == 0:
-        return frames[:1].expand(count, *frames.shape[1:])
+def _patches(frames: Tensor, count: int) -> Tensor:
+    """Frames that are one patch wide."""
     return frames[:, :, :SIDE, :SIDE].repeat(1, 1, count, 1, 1)
 
 
@@ -114,4 +113,28 @@ def _flops(sample: Sample) -> int:
     return 2 * _rows(sample) * sample.args[1].numel()
 
 
-INFO = OpInfo("patch_embed", patch_embed, _samples, _models, _bad, _traffic, _flops, tile=_tile)
+def _drawn(choose: Choose) -> Sample:
+    height, width = choose((2, 1, 3, 4, 7)), choose((2, 1, 5, 8))
+    shape = (choose(FEW), choose(FEW), height * choose((1, 2, 3)), width * choose((1, 2, 3)), 3)
+    frames = (randn(*shape) * 100 + 120).clamp(0, 255).to(torch.uint8)
+    channels = choose(CHANNELS)
+    bias = (randn(channels, seed=1),) if choose(YES_NO) else ()
+    colours = {
+        "mean": choose(((0.48, 0.46, 0.41), (0, 0, 0), (1, -0.3, 1.2))),
+        "std": choose(((0.27, 0.26, 0.28), (1, 2, 0.5))),
+    }
+    return Sample("drawn", (frames, randn(channels, 3, height, width) * 0.3, *bias), colours)
+
+
+INFO = OpInfo(
+    "patch_embed",
+    patch_embed,
+    samples=_samples,
+    models=_models,
+    bad=_bad,
+    drawn=_drawn,
+    traffic=_traffic,
+    flops=_flops,
+    dims="BTHWP -> BTNC",
+    more=_patches,
+)

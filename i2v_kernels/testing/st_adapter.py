@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import st_adapter
-from .opinfo import OpInfo, Sample, inputs_and_output, randn, sequence_first
+from .drawn import CHANNELS, FEW, FRAMES, YES_NO, grid
+from .opinfo import Choose, OpInfo, Sample, inputs_and_output, randn, sequence_first
 
 
 def _parameters(channels: int, width: int, *kernel: int) -> tuple[Tensor, ...]:
@@ -33,7 +34,7 @@ def _samples() -> list[Sample]:
         Sample("two class tokens", (x, *_parameters(20, 12, 3, 1, 3)), {"prefix": 2, "grid": (1, 11)}),
         Sample("recompute", (x, *_parameters(20, 12, 3, 1, 1)), {"recompute": True}),
         Sample("wide bottleneck", (x, *_parameters(20, 40, 3, 1, 1))),
-        Sample("sequence first", (sequence_first(x), *_parameters(20, 12, 3, 3, 1)), patches),
+        Sample("sequence first", (sequence_first(x), *_parameters(20, 12, 3, 3, 1)), patches, telling=True),
         Sample("tokens first in memory", (randn(13, 3, 4, 20).permute(1, 2, 0, 3), *_parameters(20, 12, 3, 1, 1))),
         Sample("frames first in memory", (randn(4, 3, 13, 20).transpose(0, 1), *_parameters(20, 12, 3, 1, 1))),
         Sample("one frame", (x[:, :1], *_parameters(20, 12, 3, 1, 1))),
@@ -90,4 +91,28 @@ def _flops(sample: Sample) -> int:
     return rows * (4 * down.numel() + 2 * conv.numel())
 
 
-INFO = OpInfo("st_adapter", st_adapter, _samples, _models, _bad, inputs_and_output, _flops)
+def _drawn(choose: Choose) -> Sample:
+    tokens, kh, kw, options = grid(choose)
+    channels, width, kt = choose(CHANNELS), choose(CHANNELS), choose((3, 1, 5))
+    x = randn(choose(FEW), choose((*FRAMES[:5], 0)), tokens, channels)
+    weights = (randn(width, channels), randn(width, 1, kt, kh, kw, seed=1), randn(channels, width, seed=2))
+    sizes = (width, width, channels)
+    args = [x]
+    for i, (weight, size) in enumerate(zip(weights, sizes)):
+        args += [weight * 0.4, randn(size, seed=3 + i) if choose(YES_NO) else None]  # type: ignore[list-item]
+    return Sample("drawn", tuple(args), {**options, "recompute": choose(YES_NO)})
+
+
+INFO = OpInfo(
+    "st_adapter",
+    st_adapter,
+    samples=_samples,
+    models=_models,
+    bad=_bad,
+    drawn=_drawn,
+    traffic=inputs_and_output,
+    flops=_flops,
+    products=True,
+    pads=True,
+    spreads=True,
+)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import temporal_attention
-from .opinfo import OpInfo, Sample, inputs_and_output, randn, sequence_first
+from .drawn import FEW, FRAMES, YES_NO
+from .opinfo import Choose, OpInfo, Sample, inputs_and_output, randn, sequence_first
 
 
 def _qkv(b: int, t: int, n: int, h: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,9 +32,9 @@ def _samples() -> list[Sample]:
         Sample("bias", (q, k, v), {"bias": bias}),
         Sample("mask with an empty clip", (q, k, v), {"mask": mask}),
         Sample("causal", (q, k, v), {"causal": True}),
-        Sample("everything", (q, k, v), {"bias": bias, "mask": mask, "causal": True, "scale": 0.3}),
+        Sample("everything", (q, k, v), {"bias": bias, "mask": mask, "causal": True, "scale": 0.3}, telling=True),
         Sample("packed qkv", tuple(packed)),
-        Sample("sequence first", (sequence_first(q), k, sequence_first(v))),
+        Sample("sequence first", (sequence_first(q), k, sequence_first(v)), telling=True),
         Sample("one frame", _qkv(2, 1, 3, 2, 8)),
         Sample("T8 D64, all", _qkv(2, 8, 3, 3, 64), {"bias": bias, "mask": mask, "window": (4, 1)}),
         Sample("T16 D64, offsets", _qkv(1, 16, 3, 2, 64), {"offsets": [2, 0], "causal": True}),
@@ -119,4 +120,36 @@ def _flops(sample: Sample) -> int:
     return 4 * b * n * h * t * k.shape[1] * d
 
 
-INFO = OpInfo("temporal_attention", temporal_attention, _samples, _models, _bad, inputs_and_output, _flops)
+def _drawn(choose: Choose) -> Sample:
+    shape = (choose(FEW), choose(FRAMES), choose(FEW), choose((2, 1, 3, 5)), choose((8, 1, 3, 16, 20, 64, 72, 0)))
+    batch, frames, tokens, heads, dim = shape
+    keys = frames
+    args: tuple[Tensor, ...]
+    if choose(YES_NO):
+        args = (randn(batch, frames, tokens, 3, heads, dim),)
+    else:
+        keys = choose((frames, *FRAMES))
+        args = (randn(*shape), randn(batch, keys, tokens, heads, dim, seed=1), randn(batch, keys, tokens, heads, dim, seed=2))
+    options: dict[str, Any] = {"causal": choose(YES_NO), "scale": choose((None, 0.3, -1.0, 0))}
+    if choose(YES_NO):
+        options["bias"] = randn(heads, frames, keys, seed=3)
+    if choose(YES_NO):
+        options["mask"] = randn(batch, keys, seed=choose(range(4))) > choose((-0.5, 5.0))
+    if choose(YES_NO):
+        options["window"] = (choose((None, 0, 1, 4, 2**40)), choose((None, -1, 0, 2)))
+    if choose(YES_NO):
+        options["offsets"] = [choose((0, 1, -1, 2, -9, 2**63)) for _ in range(heads)]
+    return Sample("drawn", args, options)
+
+
+INFO = OpInfo(
+    "temporal_attention",
+    temporal_attention,
+    samples=_samples,
+    models=_models,
+    bad=_bad,
+    drawn=_drawn,
+    traffic=inputs_and_output,
+    flops=_flops,
+    dims="BTNHD, BSNHD, BSNHD -> BTNHD",
+)

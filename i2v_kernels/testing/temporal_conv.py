@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..ops import temporal_conv
-from .opinfo import OpInfo, Sample, inputs_and_output, randn, sequence_first
+from .drawn import ACTIVATION, CHANNELS, FEW, FRAMES, YES_NO, grid
+from .opinfo import Choose, OpInfo, Sample, inputs_and_output, randn, sequence_first
 
 
 def _samples() -> list[Sample]:
@@ -21,7 +22,7 @@ def _samples() -> list[Sample]:
     return [
         Sample("(3,1,1)", (x, weight(20, 3, 1, 1), randn(20))),
         Sample("no bias", (x, weight(20, 3, 1, 1)), {"prefix": 1}),
-        Sample("copied prefix", (x, weight(20, 3, 1, 1), randn(20)), {"prefix": 1, "prefix_mode": "copy"}),
+        Sample("copied prefix", (x, weight(20, 3, 1, 1), randn(20)), {"prefix": 1, "prefix_mode": "copy"}, telling=True),
         Sample("(5,1,1)", (x, weight(20, 5, 1, 1), randn(20)), grid),
         Sample("(7,1,1)", (x[:, :3], weight(20, 7, 1, 1), randn(20)), grid),
         Sample("(3,3,3)", (x, weight(20, 3, 3, 3), randn(20)), grid),
@@ -29,8 +30,8 @@ def _samples() -> list[Sample]:
         Sample("(1,5,3)", (x, weight(20, 1, 5, 3)), grid),
         Sample("(1,1,1)", (x, weight(20, 1, 1, 1), randn(20))),
         Sample("C=130", (randn(1, 4, 5, 130), weight(130, 3, 1, 1), randn(130))),
-        Sample("sequence first", (sequence_first(x), weight(20, 3, 1, 1), randn(20)), {"prefix": 1}),
-        Sample("residual", (x, weight(20, 3, 1, 1), randn(20)), {"prefix": 1, "residual": True}),
+        Sample("sequence first", (sequence_first(x), weight(20, 3, 1, 1), randn(20)), {"prefix": 1}, telling=True),
+        Sample("residual", (x, weight(20, 3, 1, 1), randn(20)), {"prefix": 1, "residual": True}, telling=True),
         Sample("dilation", (x, weight(20, 3, 1, 1), randn(20)), {"prefix": 1, "dilation": 2}),
         Sample("far dilation", (x, weight(20, 5, 3, 3), randn(20)), {**grid, "dilation": 7, "prefix_mode": "copy"}),
         Sample("gelu", (x, weight(20, 3, 1, 1), randn(20)), {**grid, "activation": "gelu"}),
@@ -106,4 +107,24 @@ def _flops(sample: Sample) -> int:
     return 2 * x.shape[0] * x.shape[1] * patches * weight.numel()
 
 
-INFO = OpInfo("temporal_conv", temporal_conv, _samples, _models, _bad, inputs_and_output, _flops)
+def _drawn(choose: Choose) -> Sample:
+    tokens, kh, kw, options = grid(choose)
+    channels, kt = choose(CHANNELS), choose((3, 1, 5, 7, 9))
+    x = randn(choose(FEW), choose((*FRAMES, 0)), tokens, channels)
+    options |= {"prefix_mode": choose(("zero", "copy")), "dilation": choose((1, 2, 2**70)), "activation": choose(ACTIVATION)}
+    options["residual"] = choose(YES_NO)
+    bias = (randn(channels, seed=2),) if choose(YES_NO) else ()
+    return Sample("drawn", (x, randn(channels, 1, kt, kh, kw, seed=1) * 0.4, *bias), options)
+
+
+INFO = OpInfo(
+    "temporal_conv",
+    temporal_conv,
+    samples=_samples,
+    models=_models,
+    bad=_bad,
+    drawn=_drawn,
+    traffic=inputs_and_output,
+    flops=_flops,
+    pads=True,
+)

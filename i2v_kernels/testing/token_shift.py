@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ..ops import token_shift
-from .opinfo import OpInfo, Sample, inputs_and_output, randn, sequence_first
+from .drawn import CHANNELS, FEW, FRAMES, YES_NO
+from .opinfo import Choose, OpInfo, Sample, inputs_and_output, randn, sequence_first
 
 
 def _samples() -> list[Sample]:
@@ -26,13 +27,13 @@ def _samples() -> list[Sample]:
         Sample("far, wrap", (randn(2, 6, 3, 33), [(5, 2), (1, -3), (7, 13)]), {"padding": "wrap"}),
         Sample("every third token", (randn(2, 5, 12, 24), tsm), {"tokens": (1, 12, 3), "padding": "edge"}),
         Sample("a step beyond the tokens", (x, tsm), {"tokens": (2, 5, 9)}),
-        Sample("residual", (x, tsm), {"residual": True}),
+        Sample("residual", (x, tsm), {"residual": True}, telling=True),
         Sample("residual, wrap", (x, tsm), {"residual": True, "padding": "wrap"}),
         Sample("residual, edge", (randn(2, 6, 3, 33), [(5, 2), (7, 9), (11, -9)]), {"residual": True, "padding": "edge"}),
         Sample("residual, edge, every other token", (x, tsm), {"residual": True, "padding": "edge", "tokens": (1, 5, 2)}),
         Sample("residual, sequence first", (sequence_first(x), tsm), {"residual": True, "tokens": (0, 1)}),
         Sample("no groups", (x, [])),
-        Sample("sequence first", (sequence_first(x), tsm)),
+        Sample("sequence first", (sequence_first(x), tsm), telling=True),
         Sample("one frame", (x[:, :1], tsm), {"padding": "edge"}),
         Sample("no frames", (x[:, :0], tsm)),
         Sample("no tokens", (x[:, :, :0], tsm)),
@@ -78,4 +79,30 @@ def _flops(sample: Sample) -> int:
     return sample.args[0].numel() if sample.kwargs.get("residual") else 0
 
 
-INFO = OpInfo("token_shift", token_shift, _samples, _models, _bad, inputs_and_output, _flops, exact=True)
+def _drawn(choose: Choose) -> Sample:
+    batch, frames, tokens, channels = choose(FEW), choose((*FRAMES, 0)), choose((2, 1, 5, 0)), choose(CHANNELS)
+    groups, left = [], channels
+    for _ in range(choose((2, 1, 3, 0))):
+        count = choose((left // 3, 1, left, 0))
+        count = min(count, left)
+        groups.append((count, choose((1, -1, 0, 2, -3, 9, -(2**63), 2**64))))
+        left -= count
+    options = {"padding": choose(("zeros", "edge", "wrap")), "residual": choose(YES_NO)}
+    if choose(YES_NO):
+        start = choose(range(tokens + 1))
+        options["tokens"] = (start, choose(range(start, tokens + 1)), choose((1, 2, 2**70)))
+    return Sample("drawn", (randn(batch, frames, tokens, channels), groups), options)
+
+
+INFO = OpInfo(
+    "token_shift",
+    token_shift,
+    samples=_samples,
+    models=_models,
+    bad=_bad,
+    drawn=_drawn,
+    traffic=inputs_and_output,
+    flops=_flops,
+    exact=True,
+    autocasts=False,
+)

@@ -15,11 +15,10 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from test_layouts import backends
-from test_special_values import PADS, judge, spoiled
+from test_special_values import judge, spoiled
 from torch.func import jvp
 
 from i2v_kernels.testing import OPINFOS
-from i2v_kernels.testing.drawn import CALLS
 from i2v_kernels.testing.layouts import LAYOUTS, relaid
 
 COUNT = os.environ.get("I2V_KERNELS_FUZZ", "")
@@ -57,7 +56,7 @@ def test_call(info, data):
         layout = choose(PLACES) if x.dtype != torch.bool else None
         return x if layout is None else relaid(x, layout)
 
-    call = CALLS[info.name](choose).map(place)
+    call = info.drawn(choose).map(place)
     with torch.no_grad():
         out = info.op(*call.args, **call.kwargs, backend="reference")
     grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -66,8 +65,7 @@ def test_call(info, data):
     special = choose((None, None, None, float("nan"), float("inf")))
     if special is not None and all(x.numel() > 0 for x in call.inputs()):
         tensors = call.tensors()
-        # of st_adapter's x and gradient class tokens go through its products, times zero
-        which = choose(range(info.name == "st_adapter", len(tensors) + (info.name != "st_adapter")))
+        which = choose(range(info.spreads, len(tensors) + (not info.spreads)))  # one of the tensors, or the gradient
         target = tensors[which] if which < len(tensors) else None
         call = call.map(lambda x: spoiled(x.contiguous(), special, 3) if x is target else x)
         grad = spoiled(grad.contiguous(), special, 3) if target is None else grad
@@ -86,7 +84,7 @@ def test_call(info, data):
         known = [torch.where(e.isfinite() | ~w.isfinite(), g, w.to(g.dtype)) for g, e, w in zip(got, eager, want)]
         if dtype in (torch.float32, torch.float64) and not (backend == "reference" and special is not None):
             judge(info, known, want, (backend,))
-        if special is not None and info.name in PADS:  # what the activation makes of those NaN is the definition's alone
+        if special is not None and info.pads:  # what the activation makes of those NaN is the definition's alone
             continue
         for i, (g, e, w) in enumerate(zip(known, eager, want, strict=True)):
             assert g.shape == w.shape and g.dtype == dtype, (backend, i)

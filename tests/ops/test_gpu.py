@@ -10,7 +10,7 @@ from test_correct import compare, error, run
 
 import i2v_kernels as i2v
 from i2v_kernels.ops import base
-from i2v_kernels.testing import OPINFOS, Sample
+from i2v_kernels.testing import OPINFOS
 
 pytestmark = pytest.mark.gpu
 
@@ -35,32 +35,22 @@ def ordinary(info, dtype=torch.bfloat16, **changes):
     return info.samples()[0].to(dtype, DEVICE, **changes)
 
 
-def tiled(info, dim, count, dtype):
-    """The op's first sample with one of its tokens (dim 2) or clips (dim 0) written ``count`` times."""
-    first = info.samples()[0]
-    shape = first.args[0].shape
-
-    def grow(value):
-        if not isinstance(value, torch.Tensor) or value.shape != shape:
-            return value
-        placed = value.to(DEVICE, dtype if value.is_floating_point() else value.dtype)
-        return info.tile(placed, dim, count).contiguous()
-
-    return Sample(first.name, tuple(map(grow, first.args)), first.kwargs)
+def repeated(info, dim, count, dtype):
+    """The op's first sample with one of its tokens, or clips, written ``count`` times."""
+    return info.repeated(info.samples()[0].to(dtype, DEVICE), dim, count).map(torch.Tensor.contiguous)
 
 
 def check_all_alike(info, sample, backend, dim):
     """Where clips (or tokens) are alike, so are their outputs and gradients."""
-    leaves = [t for t in sample.tensors() if t.shape == sample.args[0].shape]
-    for leaf in leaves:
-        leaf.requires_grad_()
+    places = {i: axis for i, axis in info.axes(dim).items() if sample.args[i].is_floating_point()}
+    leaves = [sample.args[i].requires_grad_() for i in places]
     out = info.op(*sample.args, **sample.kwargs, backend=backend)
-    results = [out.detach(), *(torch.autograd.grad(out, leaves, out.detach()) if leaves else ())]
-    for result in results:
-        one = result.narrow(dim, 0, 1)
+    grads = torch.autograd.grad(out, leaves, out.detach()) if leaves else ()
+    for result, axis in zip((out.detach(), *grads), (info.axis(dim), *places.values())):
+        one = result.narrow(axis, 0, 1)
         assert one.isfinite().all()
         step = max(2**27 // one.numel(), 1)  # comparing all at once would need as much memory again
-        assert all(torch.equal(part, one.expand_as(part)) for part in result.split(step, dim))
+        assert all(torch.equal(part, one.expand_as(part)) for part in result.split(step, axis))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -71,29 +61,28 @@ def test_matches_the_definition(info, sample, backend, dtype):
     compare(info, low, dtype, backend)
 
 
-@pytest.mark.parametrize("dim", (0, 2), ids=("clips", "tokens"))
+@pytest.mark.parametrize("place", (0, -1), ids=("clips", "tokens"))
 @EACH
-def test_more_than_65535_rows(info, backend, dim):
+def test_more_than_65535_rows(info, backend, place):
     """Where kernels that count rows in the second grid dimension stop: 65,535."""
-    sample = tiled(info, dim, card.ROWS, torch.bfloat16).to(torch.bfloat16, DEVICE)
+    dim = info.rows[place]
+    sample = repeated(info, dim, card.ROWS, torch.bfloat16)
     needs(info, sample, backend)
     check_all_alike(info, sample, backend, dim)
 
 
 @EACH
 def test_more_elements_than_32_bits_count(info, backend):
-    first = info.samples()[0]
-    per_clip = first.args[0][0].numel()
+    dim, first = info.rows[0], info.samples()[0]
+    per_clip = first.args[0].narrow(info.axes(dim)[0], 0, 1).numel()
     clips = card.ELEMENTS // per_clip + 1
-    inputs = sum(t.shape == first.args[0].shape for t in first.tensors())
-    wanted = (2 * inputs + 2) * 2 * clips * per_clip  # with gradients, output and one to spare, in bytes
+    wanted = (2 * len(info.axes(dim)) + 2) * 2 * clips * per_clip  # with gradients, output and one to spare, in bytes
     free = card.free_memory()
     if free < wanted:
         pytest.skip(f"needs {wanted / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} GiB are free")
-    grown = tiled(info, 0, clips, torch.bfloat16)
-    sample = grown.to(torch.bfloat16, DEVICE)
+    sample = repeated(info, dim, clips, torch.bfloat16)
     needs(info, sample, backend)
-    check_all_alike(info, sample, backend, 0)
+    check_all_alike(info, sample, backend, dim)
 
 
 @EACH

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from test_correct import telling
 
 import i2v_kernels as i2v
 from i2v_kernels.ops import base
@@ -28,11 +29,14 @@ def schema_args(info, sample):
 @pytest.mark.parametrize("info, sample", CALLS)
 def test_opcheck(info, sample):
     call = schema_args(info, sample.to(torch.float32, requires_grad=True))
-    op = getattr(torch.ops.i2v_kernels, info.name).default
     utils = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if sample.name in ("plain", "everything", "tsm", "(3,1,1)", "copied prefix", "sequence first", "residual"):
-        utils.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(op, call, test_utils=utils)
+    torch.library.opcheck(base.OPS[info.name].forward_op, call, test_utils=utils)
+
+
+@pytest.mark.parametrize("info, sample", telling(OPINFOS))
+def test_opcheck_of_dynamic_shapes(info, sample):
+    call = schema_args(info, sample.to(torch.float32, requires_grad=True))
+    torch.library.opcheck(base.OPS[info.name].forward_op, call, test_utils=["test_aot_dispatch_dynamic"])
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -89,7 +93,7 @@ def test_autocast_follows_pytorch(info, sample):
     sample = sample.to(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = info.op(*sample.args, **sample.kwargs)
-    assert out.dtype == (torch.float32 if info.name == "token_shift" else torch.bfloat16)
+    assert out.dtype == (torch.bfloat16 if info.autocasts else torch.float32)
 
 
 @pytest.mark.parametrize("info, sample", FIRST)

@@ -18,6 +18,6 @@ def test_a_placed_model_call_is_drawn_in_its_dtype(info):
     first, again = (info.models(1)[0].to(torch.bfloat16, requires_grad=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.inputs(), again.inputs()))
     assert all(t.dtype == torch.bfloat16 and t.requires_grad for t in first.tensors())
-    numbers = first.args[0].float()
-    spread = 74 if first.args[0].dtype == torch.uint8 else 1  # of the numbers from 0 to 255, else of a normal distribution
-    assert numbers.std().item() == pytest.approx(spread, rel=0.02)
+    drawn = info.models(1)[0].args[0]
+    spread = 74 if drawn.pixels else drawn.scale  # of the numbers from 0 to 255, else of a normal distribution
+    assert first.args[0].float().std().item() == pytest.approx(spread, rel=0.02)
