@@ -136,7 +136,7 @@ def best(row: dict, compiled: bool) -> str:
 def memory(row: dict) -> str:
     """Ours, and the least of any eager peer."""
     peers = [mib for name, mib in row["peak_mib"].items() if not name.startswith(("i2v_kernels", "compiled "))]
-    return f"{row['peak_mib']['i2v_kernels']:.0f}, eager {min(peers):.0f}"
+    return f"{row['peak_mib']['i2v_kernels']:.0f}" + (f", eager {min(peers):.0f}" if peers else "")
 
 
 HEADER = (

@@ -1,4 +1,7 @@
-"""The tables ``AOT`` of all Triton kernels, compiled ahead for real GPUs without one, and what their code says.
+"""Every Triton kernel compiled ahead for real GPUs without one, and what its code says.
+
+What is compiled is what the model calls of the registry launch, forward and backward, and what the tables ``AOT`` of
+ops/*/triton_kernels.py name besides: other shapes and options, and kernels that cannot read 16 bytes at a time.
 
 Whatever was compiled is kept in ``cache.folder("aot")`` under a hash of all that it depends on: a run in which nothing changed
 compiles nothing.
@@ -16,13 +19,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache as once
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from . import cache, sass
+from . import cache, collect, sass
 from .sass import Instruction
 
 READER = 1  # of what is kept: to be raised when this file or sass.py reads code differently
@@ -48,11 +52,12 @@ TARGETS = {
 }
 # one 16-bit type on every GPU; the others where the compiler has most choices, once for each maker
 DTYPES = {"bfloat16": tuple(TARGETS), "float16": ("sm_90",), "float32": ("sm_90", "gfx942")}
+USUAL = "sm_90"  # of what is compiled for one GPU
 DEVICES = {80: "SM80", 90: "SM90a", 100: "SM100a"}  # as nvdisasm names them
 
 
 class Job(NamedTuple):
-    """One kernel to compile: the launch of entry number ``entry`` of all tables in this dtype, for this target."""
+    """One kernel to compile: the launch of entry number ``entry`` in this dtype, for this target."""
 
     entry: int
     dtype: str
@@ -73,18 +78,49 @@ def _folder() -> Path:
     return Path(i2v_kernels.ops.__path__[0])
 
 
-def operations() -> list[str]:
-    """The ops that have Triton kernels."""
-    return sorted(path.parent.name for path in _folder().glob("*/triton_kernels.py"))
-
-
 @once
 def entries() -> list[tuple[str, Any]]:
-    """``(op, entry)`` of all tables."""
+    """``(op, entry)``: those of the tables, then one for each further kind of launch that model calls make."""
     found = []
-    for op in operations():
-        found += [(op, entry) for entry in importlib.import_module(f"i2v_kernels.ops.{op}.triton_kernels").AOT]
-    return found
+    for path in sorted(_folder().glob("*/triton_kernels.py")):
+        op = path.parent.name
+        found += [(op, entry) for entry in getattr(importlib.import_module(f"i2v_kernels.ops.{op}.triton_kernels"), "AOT", ())]
+    return found + list(_of_models([entry for _, entry in found]))
+
+
+def _of_models(listed: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """A kernel that no table names is compiled as all are, other launches in one dtype for one GPU."""
+    from i2v_kernels.ops.base import OPS
+    from i2v_kernels.ops.triton_common import Entry
+    from i2v_kernels.testing import OPINFOS
+
+    known = {kind(entry.launch(dtype)) for entry in listed for dtype in entry.dtypes}
+    vectors: dict[Any, bool] = {}  # kernel -> whether all that is known of it reads 16 bytes at a time
+    for entry in listed:
+        kernel = entry.launch(entry.dtypes[0]).kernel
+        vectors[kernel] = entry.vectors and vectors.get(kernel, True)
+    for info in OPINFOS:
+        for number in range(len(info.models(1)) if "triton" in OPS[info.name]._by_name else 0):
+
+            def launches(dtype: torch.dtype, info: Any = info, number: int = number) -> Iterator[tuple[str, Any]]:
+                for which, work in collect.passes(info, collect.on_meta(info, number, dtype)).items():
+                    for i, launch in enumerate(work.launches):
+                        yield f"{which} {i}", launch
+
+            for place, launch in launches(torch.bfloat16):
+                if kind(launch) in known:
+                    continue
+                known.add(kind(launch))
+                new, name = launch.kernel not in vectors, f"{launch.kernel.__name__}, {info.models(1)[number].name}, {place}"
+                kinds = (torch.bfloat16, torch.float16, torch.float32) if new else (torch.bfloat16,)
+                at = partial(lambda place, launches, dtype: dict(launches(dtype))[place], place, launches)
+                dots = "tl.dot(" in launch.kernel.src
+                yield info.name, Entry(name, at, kinds, dots, vectors.setdefault(launch.kernel, True), everywhere=new)
+
+
+def kind(launch: Any) -> str:
+    """Launches of one kind are compiled alike."""
+    return digest(source_of(launch).hash(), launch.threads, launch.stages, sorted(launch.options.items()))
 
 
 def unlisted() -> list[str]:
@@ -115,7 +151,7 @@ def jobs(ops: Sequence[str] = (), targets: Sequence[str] = ()) -> list[Job]:
         Job(i, dtype, target)
         for i, (op, entry) in enumerate(entries())
         for dtype in dtypes(entry)
-        for target in DTYPES[dtype]
+        for target in (DTYPES[dtype] if entry.everywhere else (USUAL,))
         if (not ops or op in ops) and (not targets or target in targets)
     ]
 

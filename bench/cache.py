@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 import zlib
 from pathlib import Path
@@ -49,4 +50,4 @@ def prune(kind: str) -> None:
     for path in folder(kind).iterdir():
         with contextlib.suppress(OSError):  # another process removed it
             if time.time() - path.stat().st_mtime > UNUSED:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

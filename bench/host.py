@@ -113,7 +113,7 @@ def prepare() -> Stub:
 
     base.INTERPRETED = True
     for op in OPS.values():
-        op.preference = {"cpu": op.preference["cuda"]}
+        op.preference = {"cpu": op.preference.get("cuda", ())}
     return stub
 
 

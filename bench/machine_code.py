@@ -1,6 +1,6 @@
 """``python -m bench.machine_code``: what the compilers made of every Triton kernel, read without a GPU.
 
-For each entry of the tables ``AOT`` and each target: instructions in the code and as a warp executes them (loops counted by
+For each kind of launch (bench/aot.py) and each target: instructions in the code and as a warp executes them (loops counted by
 ``Launch.loops``, else bench/rounds.py), barriers, registers, bytes spilled, shared memory, programs that a multiprocessor
 holds, loads and stores of global memory of 16 bytes and narrower ones, matrix instructions; for sm_90 what bench/sm.py, which
 is not calibrated, makes of these: *headroom*, the throughput without a limit of memory over 3.0 TB/s, and the *share* of the
@@ -27,7 +27,7 @@ import torch
 
 from i2v_kernels.testing import OPINFOS
 
-from . import aot, cache, rounds, sass, sm
+from . import aot, cache, collect, rounds, sass, sm
 from .aot import Compiled, Job
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,15 +50,7 @@ def executed(launch: Any, code: Compiled) -> list[int] | None:
 def needed(launch: Any) -> float:
     """Bytes of memory of a program at least: every tensor once."""
     tensors = {x.untyped_storage()._cdata: x for x in launch.args.values() if isinstance(x, torch.Tensor)}
-    return sum(distinct(x) for x in tensors.values()) / max(launch.programs, 1)
-
-
-def distinct(x: torch.Tensor) -> int:
-    """Bytes without what ``expand`` repeats."""
-    count = 1
-    for size, stride in zip(x.shape, x.stride()):
-        count *= size if stride != 0 else 1
-    return count * x.element_size()
+    return sum(collect.distinct(x) for x in tensors.values()) / max(launch.programs, 1)
 
 
 def model(launch: Any, code: Compiled) -> dict[str, float] | None:
@@ -216,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.update:
         save(GOLDEN, triton=triton.__version__, **golden(rows))
     for name in unlisted:
-        print(f"in no table AOT: {name}")
+        print(f"launched by no model call and no table AOT: {name}")
     print(f"{len(rows)} compiled kernels, torch {torch.__version__}, triton {triton.__version__}")
     return 0
 

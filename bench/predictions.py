@@ -23,22 +23,17 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from . import aot, machine_code, sm
+from . import aot, collect, machine_code, sm
+from .collect import CLIPS, Work
 
-CLIPS = 64
 DTYPE = torch.bfloat16
 COPY = sm.MEMORY * sm.CLOCK * sm.MULTIPROCESSORS  # bytes per second
 PRODUCT = 700e12  # operations per second of a large library product in 16 bits
@@ -55,94 +50,9 @@ COMPILED_BY_NVCC = {
 }
 
 
-class OnMeta(TorchFunctionMode):
-    """Random tensors are made without memory."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = dict(kwargs or {})
-        if func in (torch.randn, torch.randint):
-            shape = kwargs.get("size") or next((a for a in args if isinstance(a, (tuple, list))), args)
-            return torch.empty(tuple(shape), dtype=kwargs.get("dtype"), device="meta")
-        return func(*args, **kwargs)
-
-
-@dataclass
-class Work:
-    """What a pass launches: Triton's kernels, and PyTorch's by the bytes that they touch and the operations of products."""
-
-    launches: list[Any] = field(default_factory=list)
-    others: list[tuple[int, int]] = field(default_factory=list)
-    bytes: int = 0  # of what the op was given and gives back
-
-
-class Collect(TorchDispatchMode):
-    """This package's ops run their launchers, which launch nothing; of all else bytes and operations are noted."""
-
-    def __init__(self, work: Work) -> None:
-        super().__init__()
-        self.work, self.depth = work, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func.namespace == "i2v_kernels":
-            with self:
-                self.depth += 1
-                out = self._ours(func.__name__.split(".")[0], args)
-                self.depth -= 1
-            if self.depth == 0:
-                self.work.bytes += _touched((args, out))
-            return out
-        out = func(*args, **(kwargs or {}))
-        name = func.__name__.split(".")[0]
-        written = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        if func.is_view or "empty" in name or name in ("_unsafe_view", "detach", "set_") or not written:
-            return out
-        flops = 0
-        if name in ("mm", "bmm", "addmm", "baddbmm"):
-            flops = 2 * written[0].numel() * args[name.startswith(("add", "badd"))].shape[-1]
-        self.work.others.append((_touched((args, kwargs, out)), flops))
-        return out
-
-    def _ours(self, name: str, args: Sequence[Any]) -> Any:
-        from i2v_kernels.ops import base
-
-        backward = name.endswith("_backward")
-        op = base.OPS[name.removesuffix("_backward")]
-        backend = op._by_name[backend_of(op)]
-        return (backend.backward if backward else backend.forward)(*args[:-1])
-
-
-def _touched(values: Any) -> int:
-    """Bytes of the tensors among them, each once."""
-    tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor)]
-    places = {(x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()): x for x in tensors}
-    return sum(map(machine_code.distinct, places.values()))
-
-
-def backend_of(op: Any) -> str:
-    return "triton" if "triton" in op._by_name else "library"
-
-
-def collected(call: Callable[[], Any]) -> tuple[Work, Any]:
-    """What a call on meta tensors launches, and its result."""
-    from i2v_kernels.ops import triton_common
-
-    work = Work()
-    real = triton_common.Launch.run
-    triton_common.Launch.run = lambda launch: work.launches.append(launch)  # type: ignore[method-assign]
-    try:
-        with Collect(work):
-            return work, call()
-    finally:
-        triton_common.Launch.run = real  # type: ignore[method-assign]
-
-
 def passes(info: Any, sample: Any) -> dict[str, tuple[Work, float]]:
     """Pass -> (what it launches, seconds that it takes at least)."""
-    forward, out = collected(lambda: info.op(*sample.args, **sample.kwargs))
-    out = out if isinstance(out, Tensor) else out[0]
-    tensors = [x for x in sample.tensors() if x.requires_grad]
-    grad = torch.empty_like(out)
-    backward, _ = collected(lambda: torch.autograd.grad(out, tensors, grad))
+    forward, backward = collect.passes(info, sample).values()
     floors = [
         max(info.traffic(sample) / COPY, info.flops(sample) / PRODUCT),
         max(backward.bytes / COPY, (2 if sample.args[0].requires_grad else 1) * info.flops(sample) / PRODUCT),
@@ -175,8 +85,7 @@ def predict(op: str, index: int) -> list[dict[str, Any]]:
     from i2v_kernels.testing import OPINFOS
 
     info = next(info for info in OPINFOS if info.name == op)
-    with OnMeta():
-        sample = info.models(CLIPS)[index].to(DTYPE, requires_grad=True)
+    sample = collect.on_meta(info, index, DTYPE)
     rows = []
     for name, (work, floor) in passes(info, sample).items():
         time, missing = seconds(work)
@@ -185,7 +94,7 @@ def predict(op: str, index: int) -> list[dict[str, Any]]:
         about = {"op": op, "sample": sample.name, "dtype": str(DTYPE).removeprefix("torch."), "pass": name}
         share = None if missing else floor / time
         compiler = f"triton {importlib.import_module('triton').__version__}"
-        rows.append(_row(about, backend_of(base.OPS[op]), share, floor, launches, compiler))
+        rows.append(_row(about, collect.backend_of(base.OPS[op]), share, floor, launches, compiler))
         if missing:
             rows[-1]["missing"] = missing
         share = next((s for (o, part, p), s in COMPILED_BY_NVCC.items() if (o, p) == (op, name) and part in sample.name), None)
@@ -217,8 +126,7 @@ def write(path: Path, ops: Sequence[str], processes: int) -> list[dict[str, Any]
     from i2v_kernels.testing import OPINFOS
 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    with OnMeta():
-        jobs = [(info.name, i) for info in OPINFOS for i in range(len(info.models(CLIPS))) if not ops or info.name in ops]
+    jobs = [(info.name, i) for info in OPINFOS for i in range(len(info.models(CLIPS))) if not ops or info.name in ops]
     with (
         tempfile.TemporaryDirectory() as scratch,
         ProcessPoolExecutor(processes, get_context("spawn"), aot.prepare, (scratch,)) as pool,

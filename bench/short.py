@@ -45,9 +45,10 @@ LAUNCHES_US = 1 if place.STUB else 3000  # of work are queued at a time
 
 
 def calls() -> Iterator[tuple[OpInfo, int]]:
-    """(op, number of its model call), by worth: every op's first call before any op's second."""
+    """(op, number of its model call), by worth: every op's first call before any op's second; unknown ops last."""
     infos = {info.name: info for info, _ in place.pairs()}
-    numbered = [(i, infos[name]) for name in ORDER if name in infos for i in range(len(place.models(infos[name], 1)))]
+    names = [*(name for name in ORDER if name in infos), *(name for name in infos if name not in ORDER)]
+    numbered = [(i, infos[name]) for name in names for i in range(len(place.models(infos[name], 1)))]
     return iter([(info, i) for i, info in sorted(numbered, key=lambda each: each[0])])
 
 

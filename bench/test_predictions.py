@@ -9,20 +9,19 @@ import torch
 
 from i2v_kernels.testing import OPINFOS
 
-from . import machine_code, predictions
+from . import collect, machine_code, predictions
 
 INFOS = {info.name: info for info in OPINFOS}
 pytest.importorskip("triton")
 
 
-def model_call(op, clips=2):
-    with predictions.OnMeta():
-        return INFOS[op].models(clips)[0].to(torch.bfloat16, requires_grad=True)
+def model_call(op):
+    return collect.on_meta(INFOS[op], 0, torch.bfloat16)
 
 
 def test_launches_of_a_call_are_collected_and_not_run():
     sample = model_call("temporal_attention")
-    assert sample.args[0].is_meta and sample.args[0].shape[0] == 2
+    assert sample.args[0].is_meta and sample.args[0].shape[0] == collect.CLIPS
     found = predictions.passes(INFOS["temporal_attention"], sample)
     unit = sample.args[0].numel() * 2
     launches = {name: [launch.kernel.__name__ for launch in work.launches] for name, (work, _) in found.items()}
@@ -50,8 +49,7 @@ def test_a_time_that_is_not_known_is_not_written(monkeypatch):
 
 def test_the_file_is_of_calls_that_the_registry_has():
     rows = json.loads(machine_code.PREDICTIONS.read_text())["rows"]
-    with predictions.OnMeta():
-        calls = {(info.name, sample.name) for info in OPINFOS for sample in info.models(predictions.CLIPS)}
+    calls = {(info.name, sample.name) for info in OPINFOS for sample in info.models(1)}
     assert {(row["op"], row["sample"]) for row in rows} == calls
     keys = [(row["op"], row["sample"], row["dtype"], row["pass"], row["backend"]) for row in rows]
     assert len(set(keys)) == len(keys) and all("uncalibrated" in row["source"] for row in rows)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from i2v_kernels.testing import OPINFOS, Sample
 
+from .collect import distinct
 from .peers import PEERS
 
 
@@ -34,18 +35,10 @@ class Traffic(TorchDispatchMode):
             return out
         if all(x.untyped_storage().data_ptr() in storages for x in written) and not func._schema.is_mutable:
             return out  # a reshape that turned out to be a view
-        self.bytes += sum(_distinct(x) for x in read) + (
-            0 if func._schema.is_mutable else sum(_distinct(x) for x in written)
+        self.bytes += sum(distinct(x) for x in read) + (
+            0 if func._schema.is_mutable else sum(distinct(x) for x in written)
         )
         return out
-
-
-def _distinct(x: Tensor) -> int:
-    """Bytes without what ``expand`` repeats."""
-    count = 1
-    for size, stride in zip(x.shape, x.stride()):
-        count *= size if stride != 0 else 1
-    return count * x.element_size()
 
 
 def moved(function: Callable[..., Tensor], sample: Sample) -> int:
