@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from pathlib import Path
 
 import pytest
 import torch
+
+from bench import cache
+
+SOURCES = sorted(Path(__file__).resolve().parent.parent.glob("i2v_kernels/ops/**/*.py"))
+
+
+def pytest_configure():
+    """Inductor keeps what it compiled by the graph, which does not say what shapes and strides an op gives: here it is kept for
+    one state of the ops' sources.
+    """
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:24]
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache.folder("inductor") / state)
+    cache.prune("inductor")
 
 
 @pytest.fixture(autouse=True)
