@@ -102,16 +102,16 @@ def prepare() -> Stub:
     if "i2v_kernels" in sys.modules:
         raise RuntimeError("bench.host needs a process in which i2v_kernels is not imported yet")
     sys.modules["i2v_kernels._C"] = None  # type: ignore[assignment]
-    from i2v_kernels.ops import base
+    from i2v_kernels.ops import backends
     from i2v_kernels.ops.base import OPS
 
-    if base.INTERPRETED:
+    if backends.INTERPRETED:
         raise RuntimeError("bench.host measures compiled kernels: unset TRITON_INTERPRET")
     stub = Stub()
     stub.install()
     from i2v_kernels.ops import triton_launch  # noqa: F401  # while it is not interpreted
 
-    base.INTERPRETED = True
+    backends.INTERPRETED = True
     for op in OPS.values():
         op.preference = {"cpu": op.preference.get("cuda", ())}
     return stub

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import INTERPRETED
+from .backends import INTERPRETED
 
 WARP = 64 if torch.version.hip else 32  # AMD's data-centre GPUs run 64 lanes together
 TYPES = {

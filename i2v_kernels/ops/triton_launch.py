@@ -20,7 +20,7 @@ from triton import knobs
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from .base import INTERPRETED
+from .backends import INTERPRETED
 from .triton_common import Launch, dot_precision
 
 LARGEST = 4096  # calls that are kept; with one more all are forgotten

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import checks
 from ..activations import ACTIVATIONS
-from ..base import Backend, Op, needs_gradient, reference_backend, triton_backend
+from ..backends import Backend, reference_backend, triton_backend
+from ..base import Op, needs_gradient
 from . import blocks, reference
 
 NAME = "bottleneck_adapter"

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import checks
-from ..base import Backend, Op, reference_backend
+from ..backends import Backend, reference_backend
+from ..base import Op
 from ..layout import empty_tokens
 from . import library, reference
 

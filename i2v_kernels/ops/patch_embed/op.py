@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ... import _extension
 from .. import checks, dispatcher
-from ..base import Backend, Op, reference_backend, triton_backend
+from ..backends import Backend, reference_backend, triton_backend
+from ..base import Op
 from . import blocks, digits, reference
 
 NAME = "patch_embed"

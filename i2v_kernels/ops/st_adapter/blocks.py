@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import OPS, accumulate_dtype
+from ..backends import OPS
+from ..base import accumulate_dtype
 from ..layout import empty_dense_like, empty_tokens, memory_order
 from ..products import added, as_rows, block_count, gradient, project
 

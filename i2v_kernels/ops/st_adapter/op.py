@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import checks
-from ..base import OPS, Backend, Op, needs_gradient, reference_backend
+from ..backends import OPS, Backend, reference_backend
+from ..base import Op, needs_gradient
 from ..layout import empty_dense_like, empty_tokens
 from ..temporal_conv.op import check_kernel
 from . import blocks, reference

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..base import Backend, Op, accumulate_dtype, cpu_backend, reference_backend, triton_backend
+from ..backends import Backend, cpu_backend, reference_backend, triton_backend
+from ..base import Op, accumulate_dtype
 from ..token_shift.op import MAX_GROUPS
 from . import cuda, reference, sdpa
 from .packing import empty_grads, empty_output

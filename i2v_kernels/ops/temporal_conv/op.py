@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import checks
 from ..activations import ACTIVATIONS
-from ..base import Backend, Op, cpu_backend, reference_backend, triton_backend
+from ..backends import Backend, cpu_backend, reference_backend, triton_backend
+from ..base import Op
 from ..layout import empty_dense_like
 from . import cuda, reference
 

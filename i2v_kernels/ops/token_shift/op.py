@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ... import _extension
 from .. import checks
-from ..base import Backend, Op, cpu_backend, reference_backend, triton_backend
+from ..backends import Backend, cpu_backend, reference_backend, triton_backend
+from ..base import Op
 from ..layout import empty_dense_like
 from . import reference
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..base import Op, reference_backend, triton_backend
+from ..backends import reference_backend, triton_backend
+from ..base import Op
 from ..layout import empty_dense_like
 from . import reference
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import checks
-from ..base import Op, reference_backend
+from ..backends import reference_backend
+from ..base import Op
 from . import reference
 
 NAME = "pair_scores"
