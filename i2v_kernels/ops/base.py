@@ -73,9 +73,10 @@ class Op:
     again: Callable[[Any, Tensor], tuple[Tensor | None, ...]] | None = None
 
     def __post_init__(self) -> None:
+        self._by_name = {backend.name: backend for backend in self.backends}
+        self._check()
         OPS[self.name] = self
         self._recorders: dict[int, list[tuple[Any, ...]]] = {}  # by thread
-        self._by_name = {backend.name: backend for backend in self.backends}
         self.fake_backward = self.fake_backward or self.empty_gradients
         self.save = self.save or self.save_inputs
         self.gradients = self.gradients or self.wanted_gradients
@@ -114,6 +115,20 @@ class Op:
         else:
             LIBRARY.impl(self.name, self._in_place, "Autograd")
             LIBRARY.impl(self.name, self._in_place, "ADInplaceOrView")  # all that inference mode leaves of autograd
+
+    def _check(self) -> None:
+        """What would else come out at a call, and not say so."""
+        named = [name for names in (("reference",), *self.preference.values(), self.by_name_only) for name in names]
+        if lacking := sorted(set(named) - set(self._by_name)):
+            raise ValueError(f"{self.name}: backends={list(self._by_name)} lack {', '.join(lacking)}")
+        tensors = ["Tensor" in str(argument.type) for argument in torch._C.parse_schema(f"op{self.schema}").arguments]
+        if tensors != sorted(tensors, reverse=True):
+            raise ValueError(f"{self.name}: schema={self.schema!r}, but tensors must come first")
+        if self.backward_schema:
+            returned = len(torch._C.parse_schema(f"op{self.backward_schema}").returns)
+            if returned > sum(tensors) or len(self.differentiable or range(returned)) != returned:
+                what = f"{returned} gradients of {sum(tensors)} tensors, differentiable={tuple(self.differentiable)}"
+                raise ValueError(f"{self.name}: backward_schema={self.backward_schema!r} returns {what}")
 
     def __call__(self, *args: Any, backend: str | None, prefer: str = "") -> Any:
         """Run the op; ``backend=None`` chooses, before all others the backend ``prefer`` if that can."""

@@ -17,9 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import i2v_kernels
-from i2v_kernels.ops.base import OPS
+from i2v_kernels.ops.backends import OPS, reference_backend
+from i2v_kernels.ops.base import Op
 from i2v_kernels.testing import OPINFOS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +55,23 @@ def wanting() -> Iterator[str]:
 
 def test_every_op_has_what_the_book_asks_for():
     assert list(wanting()) == []
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"backends": ()}, "slip: backends=[] lack reference"),
+        ({"preference": {"cpu": ("cpu", "trition")}}, "slip: backends=['reference'] lack cpu, trition"),
+        ({"schema": "(int i, Tensor x) -> Tensor"}, "slip: schema='(int i, Tensor x) -> Tensor', but tensors must come first"),
+        ({"backward_schema": "(Tensor grad, Tensor x) -> (Tensor, Tensor)"}, "returns 2 gradients of 1 tensors"),
+        ({"differentiable": (0, 1)}, "returns 1 gradients of 1 tensors, differentiable=(0, 1)"),
+    ],
+)
+def test_a_slip_in_an_op_is_said_when_it_is_registered(changes, text):
+    right = {"schema": "(Tensor x) -> Tensor", "backward_schema": "(Tensor grad, Tensor x) -> Tensor", "fake": torch.empty_like}
+    with pytest.raises(ValueError) as raised:
+        Op(**{"name": "slip", "backends": (reference_backend("slip", torch.sin),), **right, **changes})
+    assert text in str(raised.value) and "slip" not in OPS
 
 
 class Tree:
