@@ -67,7 +67,8 @@ def _touched(values: Any) -> int:
 
 
 def backend_of(op: Any) -> str:
-    return "triton" if "triton" in op._by_name else "library"
+    """The one that GPUs are meant to run."""
+    return "triton" if "triton" in op._by_name else op.first_choice("cuda")
 
 
 def collected(call: Callable[[], Any]) -> tuple[Work, Any]:

@@ -122,7 +122,7 @@ def _predict(job: tuple[str, int]) -> list[dict[str, Any]]:
 
 
 def write(path: Path, ops: Sequence[str], processes: int) -> list[dict[str, Any]]:
-    """Predict all calls of these ops' registry (without any, of all), and write them."""
+    """Predict all calls of these ops (without any, of all), write them in place of theirs, and return them."""
     from i2v_kernels.testing import OPINFOS
 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -131,10 +131,15 @@ def write(path: Path, ops: Sequence[str], processes: int) -> list[dict[str, Any]
         tempfile.TemporaryDirectory() as scratch,
         ProcessPoolExecutor(processes, get_context("spawn"), aot.prepare, (scratch,)) as pool,
     ):
-        rows = [row for part in pool.map(_predict, jobs) for row in part]
+        found = [row for part in pool.map(_predict, jobs) for row in part]
+    rows = found
+    if ops and path.exists():  # the others stay, in the registry's order
+        rows = found + [row for row in json.loads(path.read_text())["rows"] if row["op"] not in ops]
+        places = [info.name for info in OPINFOS]
+        rows.sort(key=lambda row: places.index(row["op"]))
     about = "Estimates for an H100 from machine code, uncalibrated; keys: bench/predictions.py"
     lines = ",\n".join(json.dumps(row) for row in rows)
     beside = path.with_suffix(".part")
     beside.write_text(f'{{"about": {json.dumps(about)},\n"rows": [\n{lines}\n]}}\n')
     beside.replace(path)
-    return rows
+    return found

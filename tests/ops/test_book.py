@@ -156,11 +156,10 @@ def test_launches_are_planned(tree):
 
 
 def test_kernels_are_compiled_ahead_without_a_table(tree):
-    command = ("-m", "bench.machine_code", "--op", "frame_pool", "--target", "sm_90", "--no-model", "--json", "table.json")
-    (tree.root / "i2v_kernels/ops/frame_pool/triton_more.py").write_text(
-        "import triton\n\n\n@triton.jit\ndef forgotten_kernel(x):\n    pass\n"
-    )
-    done = tree.run(*command)
+    more = "import triton\n\n\n@triton.jit\ndef forgotten_kernel(x):\n    pass\n"
+    (tree.root / "i2v_kernels/ops/frame_pool/triton_more.py").write_text(more)
+    options = ("--op", "frame_pool", "--target", "sm_90", "--no-model", "--json", "table.json")
+    done = tree.run("-m", "bench.machine_code", *options)
     assert done.returncode == 0, done.stderr[-3000:]
     table = json.loads((tree.root / "table.json").read_text())
     rows = {name: facts for name, facts in table.items() if isinstance(facts, dict)}
@@ -168,6 +167,19 @@ def test_kernels_are_compiled_ahead_without_a_table(tree):
         assert sum(name.startswith(f"{kernel}, ViT-B/16 T=8") for name in rows) == 3  # dtypes
     assert all(facts["vector loads"] and not facts["spilled"] for facts in rows.values())
     assert table["unlisted"] == ["frame_pool/triton_more.py: forgotten_kernel"]
+
+
+def test_predictions_are_added(tree):
+    """Those of the other ops stay."""
+    done = tree.run("-m", "bench.machine_code", "--predict", "--op", "frame_pool", "--op", "pair_scores")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tree.root / "bench/predictions.json").read_text())["rows"]
+    assert [(row["pass"], row["launches"]) for row in rows if row["op"] == "frame_pool"] == [
+        ("forward", 1), ("backward", 1), ("forward+backward", 2),
+    ]  # fmt: skip
+    missing = {kernel for row in rows if row["op"] == "frame_pool" for kernel in row["missing"]}  # it does not say how often
+    assert {text.split(",")[0] for text in missing} == {"frame_pool_kernel", "frame_pool_backward_kernel"}
+    assert tree.pytest("bench/test_predictions.py", those="registry_has") == 1
 
 
 def test_ops_are_benched_without_peers(tree):

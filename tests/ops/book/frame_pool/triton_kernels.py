@@ -51,7 +51,7 @@ def _launch(kernel: object, pooled: Tensor, tokens: Tensor, **tensors: Tensor) -
     strides = zip(("s_yb", "s_yn", "s_xb", "s_xt", "s_xn"), (*pooled.stride()[:2], *tokens.stride()[:3]))
     args = {**tensors, "T": tokens.shape[1], "N": count, "C": channels, **dict(strides)}
     programs = batch * cdiv(count, rows) * cdiv(channels, width)
-    return Launch(kernel, programs, args, {"BN": rows, "BC": width}, loops=(tokens.shape[1],))
+    return Launch(kernel, programs, args, {"BN": rows, "BC": width})
 
 
 def plan(x: Tensor, y: Tensor) -> Launch:
