@@ -191,6 +191,13 @@ def test_ops_are_benched_without_peers(tree):
     assert [(row["op"], row["backend"]) for row in rows] == [(op, "reference") for op in ops for _ in range(2)]
 
 
+def test_a_card_measures_what_has_kernels(tree):
+    """``bench.short`` has an order of the ops that it knows; others come last."""
+    code = "from bench import short; print(*(info.name for info, _ in short.calls()))"
+    done = tree.run("-c", code, I2V_GPU_STUB="1", TRITON_INTERPRET="1")
+    assert done.stdout.split()[-1:] == ["frame_pool"], done.stderr[-3000:]
+
+
 def test_what_was_compiled_is_not_taken_for_another_shape(tree):
     """Inductor's cache knows graphs, not what an op gives: tests of one that has changed must not meet what it gave before."""
     file, those = "tests/ops/test_pytorch.py", "frame_pool and test_compile and inductor"
