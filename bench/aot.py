@@ -100,22 +100,27 @@ def _of_models(listed: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         kernel = entry.launch(entry.dtypes[0]).kernel
         vectors[kernel] = entry.vectors and vectors.get(kernel, True)
     for info in OPINFOS:
-        for number in range(len(info.models(1)) if "triton" in OPS[info.name]._by_name else 0):
-
-            def launches(dtype: torch.dtype, info: Any = info, number: int = number) -> Iterator[tuple[str, Any]]:
-                for which, work in collect.passes(info, collect.on_meta(info, number, dtype)).items():
-                    for i, launch in enumerate(work.launches):
-                        yield f"{which} {i}", launch
-
-            for place, launch in launches(torch.bfloat16):
-                if kind(launch) in known:
+        if "triton" not in OPS[info.name]._by_name:
+            continue
+        for number, call in enumerate(info.models(1)):
+            for place, launch in launches(info, number, torch.bfloat16).items():
+                if (which := kind(launch)) in known:
                     continue
-                known.add(kind(launch))
-                new, name = launch.kernel not in vectors, f"{launch.kernel.__name__}, {info.models(1)[number].name}, {place}"
+                known.add(which)
+                new, name = launch.kernel not in vectors, f"{launch.kernel.__name__}, {call.name}, {place}"
                 kinds = (torch.bfloat16, torch.float16, torch.float32) if new else (torch.bfloat16,)
-                at = partial(lambda place, launches, dtype: dict(launches(dtype))[place], place, launches)
-                dots = "tl.dot(" in launch.kernel.src
-                yield info.name, Entry(name, at, kinds, dots, vectors.setdefault(launch.kernel, True), everywhere=new)
+                dots, reads = "tl.dot(" in launch.kernel.src, vectors.setdefault(launch.kernel, True)
+                yield info.name, Entry(name, partial(_launch, info, number, place), kinds, dots, reads, everywhere=new)
+
+
+def launches(info: Any, number: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Place, such as "backward 1" -> what the op's model call of that number launches there."""
+    passes = collect.passes(info, collect.on_meta(info, number, dtype))
+    return {f"{which} {i}": launch for which, work in passes.items() for i, launch in enumerate(work.launches)}
+
+
+def _launch(info: Any, number: int, place: str, dtype: torch.dtype) -> Any:
+    return launches(info, number, dtype)[place]
 
 
 def kind(launch: Any) -> str:

@@ -132,11 +132,9 @@ def write(path: Path, ops: Sequence[str], processes: int) -> list[dict[str, Any]
         ProcessPoolExecutor(processes, get_context("spawn"), aot.prepare, (scratch,)) as pool,
     ):
         found = [row for part in pool.map(_predict, jobs) for row in part]
-    rows = found
-    if ops and path.exists():  # the others stay, in the registry's order
-        rows = found + [row for row in json.loads(path.read_text())["rows"] if row["op"] not in ops]
-        places = [info.name for info in OPINFOS]
-        rows.sort(key=lambda row: places.index(row["op"]))
+    others = json.loads(path.read_text())["rows"] if ops and path.exists() else []  # they stay, in the registry's order
+    places = [info.name for info in OPINFOS]
+    rows = sorted(found + [row for row in others if row["op"] not in ops], key=lambda row: places.index(row["op"]))
     about = "Estimates for an H100 from machine code, uncalibrated; keys: bench/predictions.py"
     lines = ",\n".join(json.dumps(row) for row in rows)
     beside = path.with_suffix(".part")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import lora_linear
 from .drawn import CHANNELS, YES_NO, rows
-from .opinfo import Choose, OpInfo, Sample, randn, sequence_first
+from .opinfo import Choose, OpInfo, Sample, inputs_and, randn, sequence_first
 
 
 def _parameters(channels: int, out: int, rank: int) -> tuple[Tensor, ...]:
@@ -72,10 +72,8 @@ def _bad() -> list[Any]:
 
 
 def _traffic(sample: Sample) -> int:
-    """Every argument once, and the output."""
     x, weight = sample.args[:2]
-    out = x.shape[:-1].numel() * weight.shape[0] * x.element_size()
-    return sum(t.numel() * t.element_size() for t in sample.tensors()) + out
+    return inputs_and(x.shape[:-1].numel() * weight.shape[0], sample)
 
 
 def _flops(sample: Sample) -> int:

@@ -199,6 +199,11 @@ def sequence_first(x: Tensor) -> Tensor:
     return wide[..., 1:-2].permute(1, 2, 0, *range(3, x.dim()))
 
 
+def inputs_and(output: int, sample: Sample) -> int:
+    """Bytes: every tensor argument once, and an output of so many elements."""
+    return sum(t.numel() * t.element_size() for t in sample.inputs()) + output * sample.tensors()[0].element_size()
+
+
 def inputs_and_output(sample: Sample) -> int:
     """Every tensor argument once, and an output of the first one's size."""
     return sum(t.numel() * t.element_size() for t in (*sample.tensors(), sample.args[0]))

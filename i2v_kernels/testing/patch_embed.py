@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import patch_embed
 from .drawn import CHANNELS, FEW, YES_NO
-from .opinfo import Choose, OpInfo, Sample, pixels, randn
+from .opinfo import Choose, OpInfo, Sample, inputs_and, pixels, randn
 
 INF, NAN = float("inf"), float("nan")
 SIDE = 4  # of the patches of the first sample
@@ -104,9 +104,7 @@ def _rows(sample: Sample) -> int:
 
 
 def _traffic(sample: Sample) -> int:
-    """Every argument once, and the output."""
-    weight = sample.args[1]
-    return sum(t.numel() * t.element_size() for t in sample.inputs()) + _rows(sample) * len(weight) * weight.element_size()
+    return inputs_and(_rows(sample) * len(sample.args[1]), sample)
 
 
 def _flops(sample: Sample) -> int:

@@ -15,6 +15,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EXTENSION, WHY_NOT = _extension.load()
 ISAS = EXTENSION.build_info()["instruction_sets"] if EXTENSION else []
 CALLS = [pytest.param(info, sample, id=f"{info}-{sample.name}") for info in OPINFOS for sample in info.samples()]
+SHARES: list[tuple] = []  # (op, backend, dtype, sample, result, error / limit) of every comparison, for who asks
+needs_extension = pytest.mark.skipif(EXTENSION is None, reason=str(WHY_NOT))
 
 
 def telling(infos):
@@ -25,10 +27,6 @@ def telling(infos):
         for i, sample in enumerate(info.samples())
         if i == 0 or sample.telling
     ]
-
-
-SHARES: list[tuple] = []  # (op, backend, dtype, sample, result, error / limit) of every comparison, for who asks
-needs_extension = pytest.mark.skipif(EXTENSION is None, reason=str(WHY_NOT))
 
 
 def kernels(info):

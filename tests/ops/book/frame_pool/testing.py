@@ -8,7 +8,7 @@ import torch
 
 from ..ops import frame_pool
 from .drawn import CHANNELS, FEW, FRAMES
-from .opinfo import Choose, OpInfo, Sample, randn, sequence_first
+from .opinfo import Choose, OpInfo, Sample, inputs_and, randn, sequence_first
 
 
 def _samples() -> list[Sample]:
@@ -42,7 +42,7 @@ def _drawn(choose: Choose) -> Sample:
 
 def _traffic(sample: Sample) -> int:
     x = sample.args[0]
-    return (x.numel() + x.numel() // x.shape[1]) * x.element_size()
+    return inputs_and(x.numel() // x.shape[1], sample)
 
 
 INFO = OpInfo(

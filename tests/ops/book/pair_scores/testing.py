@@ -8,7 +8,7 @@ import torch
 
 from ..ops import pair_scores
 from .drawn import CHANNELS, FEW
-from .opinfo import Choose, OpInfo, Sample, randn
+from .opinfo import Choose, OpInfo, Sample, inputs_and, randn
 
 
 def _samples() -> list[Sample]:
@@ -41,7 +41,7 @@ def _drawn(choose: Choose) -> Sample:
 
 def _traffic(sample: Sample) -> int:
     text, video = sample.args
-    return (text.numel() + video.numel() + len(text) * len(video)) * text.element_size()
+    return inputs_and(len(text) * len(video), sample)
 
 
 def _flops(sample: Sample) -> int:
