@@ -4,6 +4,7 @@ from . import _extension
 from .explain import Explanation, explain
 from .ops import (
     bottleneck_adapter,
+    frame_attention,
     lora_linear,
     patch_embed,
     st_adapter,
@@ -19,6 +20,7 @@ __all__ = [
     "Explanation",
     "bottleneck_adapter",
     "explain",
+    "frame_attention",
     "kernel_mapping",
     "lora_linear",
     "patch",

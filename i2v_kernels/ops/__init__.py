@@ -1,4 +1,5 @@
 from .bottleneck_adapter import bottleneck_adapter
+from .frame_attention import frame_attention
 from .lora_linear import lora_linear
 from .patch_embed import patch_embed
 from .st_adapter import st_adapter
@@ -8,6 +9,7 @@ from .token_shift import token_shift, token_shift_
 
 __all__ = [
     "bottleneck_adapter",
+    "frame_attention",
     "lora_linear",
     "patch_embed",
     "st_adapter",

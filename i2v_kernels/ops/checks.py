@@ -66,6 +66,17 @@ def no_overlap(op: str, name: str, value: Tensor) -> None:
             )
 
 
+def mask(op: str, value: object, layout: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A contiguous bool tensor ``mask`` of this shape, on the device of ``like``."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        got = getattr(value, "dtype", value)
+        raise TypeError(f"{op}: mask must be a bool tensor {layout}, True where valid, got {got!r}")
+    if value.shape != shape:
+        raise ValueError(f"{op}: mask.shape={tuple(value.shape)}, but {layout} = {shape} is needed")
+    same_place(op, "mask", value, like)
+    return value.contiguous()
+
+
 def integer(op: str, name: str, value: object, low: int | None = None, high: int | None = None) -> int:
     """An int in [low, high]."""
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):

@@ -1,10 +1,20 @@
 """The registry of ops: what every test, bench and table of this package iterates over."""
 
-from . import bottleneck_adapter, lora_linear, patch_embed, st_adapter, temporal_attention, temporal_conv, token_shift
+from . import (
+    bottleneck_adapter,
+    frame_attention,
+    lora_linear,
+    patch_embed,
+    st_adapter,
+    temporal_attention,
+    temporal_conv,
+    token_shift,
+)
 from .opinfo import OpInfo, Sample
 
 OPINFOS: tuple[OpInfo, ...] = (
     temporal_attention.INFO,
+    frame_attention.INFO,
     token_shift.INFO,
     temporal_conv.INFO,
     st_adapter.INFO,

@@ -109,13 +109,7 @@ def temporal_attention(
         checks.same_place(NAME, "bias", bias, q)
         bias = bias.to(accumulate_dtype(q.dtype)).contiguous()
     if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            got = getattr(mask, "dtype", mask)
-            raise TypeError(f"{NAME}: mask must be a bool tensor [B, Tk], True where valid, got {got!r}")
-        if mask.shape != (batch, keys):
-            raise ValueError(f"{NAME}: mask.shape={tuple(mask.shape)}, but [B, Tk] = {(batch, keys)} is needed")
-        checks.same_place(NAME, "mask", mask, q)
-        mask = mask.contiguous()
+        mask = checks.mask(NAME, mask, "[B, Tk]", (batch, keys), q)
     checks.flag(NAME, "causal", causal)
     checks.flag(NAME, "return_lse", return_lse)
     left, right = check_window(NAME, window)

@@ -1,0 +1,3 @@
+from .op import frame_attention
+
+__all__ = ["frame_attention"]
