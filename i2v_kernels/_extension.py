@@ -17,9 +17,7 @@ def load() -> tuple[Any, str | None]:
     try:
         return importlib.import_module("i2v_kernels._C"), None
     except ModuleNotFoundError:
-        return None, (
-            "the C++ extension is not built (no C++20 compiler was found, or I2V_KERNELS_NO_EXTENSION=1 was set)"
-        )
+        return None, ("the C++ extension is not built (no C++20 compiler was found, or I2V_KERNELS_NO_EXTENSION=1 was set)")
     except ImportError as error:
         return None, f"the C++ extension does not load: {error}"
 

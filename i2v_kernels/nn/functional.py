@@ -51,9 +51,7 @@ def temporal_self_attention(
             "needed"
         )
     if x.dim() != 4 or x.shape[3] != qkv_weight.shape[1]:
-        raise ValueError(
-            f"temporal_self_attention: x.shape={tuple(x.shape)}, but [B, T, N, {qkv_weight.shape[1]}] is needed"
-        )
+        raise ValueError(f"temporal_self_attention: x.shape={tuple(x.shape)}, but [B, T, N, {qkv_weight.shape[1]}] is needed")
     qkv = F.linear(x, qkv_weight, qkv_bias).unflatten(3, (3, heads, width // heads))
     return F.linear(temporal_attention(qkv, **options).flatten(3), proj_weight, proj_bias)
 

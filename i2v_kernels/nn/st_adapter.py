@@ -35,9 +35,7 @@ class STAdapter(nn.Module):
         True
     """
 
-    def __init__(
-        self, channels: int, width: int = 384, kernel_size: tuple[int, int, int] = (3, 1, 1), prefix: int = 1
-    ) -> None:
+    def __init__(self, channels: int, width: int = 384, kernel_size: tuple[int, int, int] = (3, 1, 1), prefix: int = 1) -> None:
         super().__init__()
         for name, size, low in (("channels", channels, 1), ("width", width, 1), ("prefix", prefix, 0)):
             checks.integer("STAdapter", name, size, low)

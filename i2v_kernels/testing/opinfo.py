@@ -56,9 +56,7 @@ class Sample:
     kwargs: dict[str, Any] = field(default_factory=dict)
     telling: bool = False
 
-    def to(
-        self, dtype: torch.dtype = torch.float64, device: str | None = None, requires_grad: bool = False
-    ) -> Sample:
+    def to(self, dtype: torch.dtype = torch.float64, device: str | None = None, requires_grad: bool = False) -> Sample:
         """The same call in another dtype and, if it is named, another place; strides kept, fresh leaves."""
 
         def place(value: Tensor | Drawn) -> Tensor:

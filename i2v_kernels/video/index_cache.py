@@ -41,9 +41,7 @@ class IndexCache:
     An entry is read again where the fields of `VideoIndex`, what makes it (``read``, PyAV) or the way it is stored has changed.
     """
 
-    def __init__(
-        self, read: Callable[[StrPath], VideoIndex], file: StrPath | None = None, *, limit: int = MAX_BYTES
-    ) -> None:
+    def __init__(self, read: Callable[[StrPath], VideoIndex], file: StrPath | None = None, *, limit: int = MAX_BYTES) -> None:
         self._read, self._file = read, None if file is None else os.path.abspath(os.fspath(file))
         self._limit, self._version = limit, version(read)
         self._memory: dict[str, tuple[Stamp, VideoIndex, int]] = {}

@@ -28,9 +28,7 @@ class PyAVDecoder:
     def index(self, path: StrPath) -> VideoIndex:
         return read_index(path)
 
-    def decode(
-        self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None
-    ) -> Tensor:
+    def decode(self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None) -> Tensor:
         table = self.index(path) if index is None else index
         places: dict[int, list[int]] = {}
         for place, i in enumerate(indices):
@@ -55,9 +53,7 @@ class OverPyAV(PyAVDecoder):
         """The frames ``wanted``, which the index has, or None."""
         raise NotImplementedError
 
-    def decode(
-        self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None
-    ) -> Tensor:
+    def decode(self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None) -> Tensor:
         table = self.index(path) if index is None else index
         wanted = [to_int(i) for i in indices]
         frames = None

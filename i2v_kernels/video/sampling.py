@@ -77,9 +77,7 @@ def window_train(count: int, frames: int, rng: Rng, clip: int = 0, clips: int = 
     return _inside(count, [start + i * interval for i in range(frames)])
 
 
-def dense(
-    count: int, frames: int, rng: Rng = None, clip: int = 0, clips: int = 1, *, sample_range: int = 64
-) -> list[int]:
+def dense(count: int, frames: int, rng: Rng = None, clip: int = 0, clips: int = 1, *, sample_range: int = 64) -> list[int]:
     """``frames`` frames ``sample_range // frames`` apart, in a window of ``sample_range``; modulo n.
 
     Clip k of K starts at ``floor(k * (p - 1) / (K - 1))`` with ``p = max(1, 1 + n - sample_range)`` positions (10 clips
@@ -91,9 +89,7 @@ def dense(
     return _dense(count, frames, start, sample_range)
 
 
-def dense_train(
-    count: int, frames: int, rng: Rng, clip: int = 0, clips: int = 1, *, sample_range: int = 64
-) -> list[int]:
+def dense_train(count: int, frames: int, rng: Rng, clip: int = 0, clips: int = 1, *, sample_range: int = 64) -> list[int]:
     """As `dense`, from a random start in ``[0, n - sample_range)``. mmaction2 ``DenseSampleFrames``."""
     return _dense(count, frames, int(_needs(rng).integers(max(count - sample_range, 1))), sample_range)
 
@@ -184,9 +180,7 @@ def get_sampler(sampling: str | Sampler) -> Sampler:
     return SAMPLERS[sampling]
 
 
-def draw(
-    sampler: Sampler, times: np.ndarray, frames: int, rng: Rng = None, clip: int = 0, clips: int = 1
-) -> list[int]:
+def draw(sampler: Sampler, times: np.ndarray, frames: int, rng: Rng = None, clip: int = 0, clips: int = 1) -> list[int]:
     """What ``sampler`` chooses of a video whose frames have these presentation times."""
     more = {"times": times} if "times" in inspect.signature(sampler).parameters else {}
     return sampler(len(times), frames, rng, clip=clip, clips=clips, **more)

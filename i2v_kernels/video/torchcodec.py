@@ -62,9 +62,7 @@ class TorchcodecDecoder(OverPyAV):
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
 
-    def decode(
-        self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None
-    ) -> Tensor:
+    def decode(self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None) -> Tensor:
         return super().decode(path, indices, size, index=index).to(self.device)
 
     def exact(self, path: StrPath, wanted: list[int], size: Size, table: VideoIndex) -> Tensor | None:

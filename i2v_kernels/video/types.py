@@ -100,9 +100,7 @@ class Decoder(Protocol):
     def index(self, path: StrPath) -> VideoIndex:
         """Read the index of ``path``; see `i2v_kernels.video.index`."""
 
-    def decode(
-        self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None
-    ) -> Tensor:
+    def decode(self, path: StrPath, indices: Sequence[int], size: Size = None, *, index: VideoIndex | None = None) -> Tensor:
         """Decode frames of ``path``; see `i2v_kernels.video.decode`.
 
         Asked for others where only the first n frames decode, it raises a VideoError with ``decodable=n``.

@@ -6,15 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends import reference_backend
+from ..backends import Backend, triton_backend
 from ..base import Op
 from ..layout import empty_dense_like
 from ..temporal_attention.packing import empty_output
-from . import reference
-from .frames import FARTHEST
+from ..token_shift.op import MAX_GROUPS
+from . import sdpa
+from .frames import FARTHEST, head_groups
 
 NAME = "frame_attention"
 LAYOUT, KEYS, PACKED, EXTRA = "[B, T, Lq, H, D]", "[B, T, L, H, D]", "[B, T, L, 3, H, D]", "[B, T, M, H, D]"
@@ -175,6 +177,15 @@ def _empty_grads(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if x is None or not want else empty_dense_like(x) for x, want in zip(args[:5], args[-1]))
 
 
+def _triton_limits(q: Tensor, *rest: Any) -> str | None:
+    if q.dtype == torch.float64:
+        return "float64: only reference and sdpa compute in double precision"
+    if q.shape[-1] > 256:
+        return f"D={q.shape[-1]}: the kernels hold at most D=256"
+    groups = len(head_groups(rest[5], rest[6], q.shape[-2]))
+    return f"frames of {groups} runs of heads: the kernels take at most {MAX_GROUPS}" if groups > MAX_GROUPS else None
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], result: Any) -> None:
     ctx.save_for_backward(*inputs[:6], *result)
     ctx.rest = inputs[6:]
@@ -190,7 +201,8 @@ _OP = Op(
     backward_schema=(
         f"(Tensor grad, {_ARGUMENTS}, Tensor out, Tensor lse, bool[5] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
-    backends=(reference_backend(NAME, reference.forward),),
+    backends=(sdpa.EXACT, Backend("sdpa", sdpa.can_run, sdpa.forward, sdpa.backward), triton_backend(NAME, _triton_limits)),
+    preference={"cpu": ("sdpa",), "cuda": ("triton",)},
     fake=_empty_output,
     fake_backward=_empty_grads,
     save=_save,

@@ -71,9 +71,7 @@ def forward(
     return out, kept
 
 
-def convolve(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, prefix: int, backend: str
-) -> Tensor:
+def convolve(hidden: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int, prefix: int, backend: str) -> Tensor:
     return OPS["temporal_conv"].within(hidden, weight, bias, height, width, prefix, *PLAIN, backend)
 
 
@@ -124,4 +122,3 @@ def backward(
             if prefix:  # which zeros times a weight that is not finite must not reach
                 into[:, :, :prefix] = g[:, :, :prefix]
     return tuple(gradient(g, p, w, grad) for g, p, w in zip((dx, *sums), (x, *parameters), wanted))
-

@@ -40,9 +40,7 @@ def shifted(x: Tensor, offsets: Sequence[int] | None) -> Tensor:
     return torch.stack([x[:, sources(x.shape[1], offset), :, h] for h, offset in enumerate(offsets)], dim=3)
 
 
-def visible(
-    queries: int, k: Tensor, mask: Tensor | None, offsets: Sequence[int] | None, left: int, right: int
-) -> Tensor:
+def visible(queries: int, k: Tensor, mask: Tensor | None, offsets: Sequence[int] | None, left: int, right: int) -> Tensor:
     """``[B, H, Tq, Tk]``, B and H 1 where all agree: whether the query may attend to the key."""
     keys = k.shape[1]
     step = torch.arange(keys, device=k.device) - torch.arange(queries, device=k.device)[:, None] - (keys - queries)

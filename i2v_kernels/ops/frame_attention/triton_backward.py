@@ -1,0 +1,200 @@
+"""Backward of ``frame_attention``: gradients of queries, then of keys and values, each summed by one program in one order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..temporal_attention.triton_tiles import pointers, read, write
+from ..triton_common import Launch, cdiv
+from .triton_tiles import common, count_of_frames, frame_of, tiles
+
+
+@triton.jit
+def probabilities(b_s, b_lse, m, scale):
+    """Products of queries and keys to probabilities; b_lse like them."""
+    return tl.where(m, tl.exp2(b_s * (scale * 1.4426950408889634) - b_lse * 1.4426950408889634), 0.0)
+
+
+@triton.jit
+def read_sums(x, i_b, i_h, o_t, o_q, m_q, s_b, s_t, s_n, s_h):
+    """Of rows: a log-sum-exp, or what is like it. An infinite one is no sum: scores of infinity have no softmax."""
+    p_x = x + i_b.to(tl.int64) * s_b + i_h.to(tl.int64) * s_h + o_t.to(tl.int64) * s_t + o_q.to(tl.int64) * s_n
+    b_x = tl.load(p_x, mask=m_q, other=0.0)
+    return tl.where(b_x == float("inf"), float("nan"), b_x)
+
+
+@triton.jit
+def frame_attention_queries_kernel(
+    g, q, k, v, ek, ev, mask, o, lse,
+    delta,  # [B, T, LQ, heads] fp32: <g, o>, for the other kernel
+    dq,
+    T, LQ, L, M, heads, scale,
+    s_gb, s_gt, s_gn, s_gh,
+    s_qb, s_qt, s_qn, s_qh,
+    s_kb, s_kt, s_kn, s_kh,
+    s_vb, s_vt, s_vn, s_vh,
+    s_ekb, s_ekt, s_ekn, s_ekh,
+    s_evb, s_evt, s_evn, s_evh,
+    s_ob, s_ot, s_on, s_oh,
+    s_lb, s_lt, s_ln, s_lh,
+    s_dqb, s_dqt, s_dqn, s_dqh,
+    FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr, EDGES: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    D: tl.constexpr, UNIT: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    n_q = tl.cdiv(LQ, BQ)
+    i_p = tl.program_id(0)
+    i_q = i_p % n_q
+    i_h = i_p // n_q % heads
+    i_t = i_p // n_q // heads % T
+    i_b = i_p // n_q // heads // T
+    o_q = i_q * BQ + tl.arange(0, BQ)
+    m_q = o_q < LQ
+    b_q = read(pointers(q, i_b, i_h, i_t, o_q, s_qb, s_qt, s_qn, s_qh, BD, UNIT), m_q, D, BD, DOT)  # [BQ, BD]
+    b_g = read(pointers(g, i_b, i_h, i_t, o_q, s_gb, s_gt, s_gn, s_gh, BD, UNIT), m_q, D, BD, DOT)
+    b_o = read(pointers(o, i_b, i_h, i_t, o_q, s_ob, s_ot, s_on, s_oh, BD, UNIT), m_q, D, BD, DOT)
+    b_delta = tl.sum(b_g.to(tl.float32) * b_o.to(tl.float32), 1)
+    b_lse = read_sums(lse, i_b, i_h, i_t, o_q, m_q, s_lb, s_lt, s_ln, s_lh)
+    p_delta = delta + i_b.to(tl.int64) * s_lb + i_h.to(tl.int64) * s_lh + i_t.to(tl.int64) * s_lt + o_q.to(tl.int64) * s_ln
+    tl.store(p_delta, b_delta, mask=m_q)
+    b_dq = tl.zeros([BQ, BD], dtype=tl.float32)
+    i_f, n_f = count_of_frames(i_t, T, FIRST, LAST, OFFSETS)
+    n_k = n_f * L
+    for i_k in tl.range(0, n_k, BK):
+        o_k = i_k + tl.arange(0, BK)
+        o_s, m_k = frame_of(o_k // L, i_t, i_f, T, OFFSETS, EDGES)
+        m_k = m_k & (o_k < n_k)
+        if mask is not None:
+            m_k = m_k & (tl.load(mask + i_b.to(tl.int64) * T + o_s, mask=m_k, other=0) != 0)
+        b_k = read(pointers(k, i_b, i_h, o_s, o_k % L, s_kb, s_kt, s_kn, s_kh, BD, UNIT), m_k, D, BD, DOT)  # [BK, BD]
+        b_v = read(pointers(v, i_b, i_h, o_s, o_k % L, s_vb, s_vt, s_vn, s_vh, BD, UNIT), m_k, D, BD, DOT)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BQ, BK]
+        b_p = probabilities(b_s, b_lse[:, None], m_k[None, :], scale)
+        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+        b_ds = tl.where(m_k[None, :], b_p * (b_dp - b_delta[:, None]) * scale, 0.0)
+        b_dq += tl.dot(b_ds.to(DOT), b_k, input_precision=PRECISION)
+    if ek is not None:
+        for i_k in tl.range(0, M, BE):
+            o_k = i_k + tl.arange(0, BE)
+            m_k = o_k < M
+            b_k = read(pointers(ek, i_b, i_h, i_t, o_k, s_ekb, s_ekt, s_ekn, s_ekh, BD, UNIT), m_k, D, BD, DOT)
+            b_v = read(pointers(ev, i_b, i_h, i_t, o_k, s_evb, s_evt, s_evn, s_evh, BD, UNIT), m_k, D, BD, DOT)
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            b_p = probabilities(b_s, b_lse[:, None], m_k[None, :], scale)
+            b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+            b_ds = tl.where(m_k[None, :], b_p * (b_dp - b_delta[:, None]) * scale, 0.0)
+            b_dq += tl.dot(b_ds.to(DOT), b_k, input_precision=PRECISION)
+    write(pointers(dq, i_b, i_h, i_t, o_q, s_dqb, s_dqt, s_dqn, s_dqh, BD, UNIT), b_dq, m_q, D, BD)
+
+
+@triton.jit
+def readers(i_s, i_o, T, FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr, EDGES: tl.constexpr):
+    """The first of the frames whose queries see frame i_s by their i_o-th offset, and how many: they follow each other."""
+    if OFFSETS is not None:
+        o_t = i_s - OFFSETS[0]
+        for i in tl.static_range(1, len(OFFSETS)):
+            o_t = tl.where(i_o == i, i_s - OFFSETS[i], o_t)
+        i_first = o_t
+        i_last = o_t
+        if EDGES == "clamp":
+            i_first = tl.where(i_s == 0, 0, o_t)
+            i_last = tl.where(i_s == T - 1, T - 1, o_t)
+    elif FIRST is None:
+        i_first = i_s * 0
+        i_last = i_first + T - 1
+    else:
+        i_first = i_s - LAST
+        i_last = i_s - FIRST
+    i_first = tl.maximum(i_first, 0)
+    return i_first, tl.maximum(tl.minimum(i_last, T - 1) - i_first + 1, 0)
+
+
+@triton.jit
+def frame_attention_keys_kernel(
+    g, q, k, v, mask, lse, delta, dk, dv,
+    T, LQ, L, heads, scale,
+    s_gb, s_gt, s_gn, s_gh,
+    s_qb, s_qt, s_qn, s_qh,
+    s_kb, s_kt, s_kn, s_kh,
+    s_vb, s_vt, s_vn, s_vh,
+    s_lb, s_lt, s_ln, s_lh,
+    s_dkb, s_dkt, s_dkn, s_dkh,
+    s_dvb, s_dvt, s_dvn, s_dvh,
+    FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr, EDGES: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    D: tl.constexpr, UNIT: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """A block of keys of a frame and a head: the queries of all frames that see it, one frame after the other."""
+    n_k = tl.cdiv(L, BK)
+    i_p = tl.program_id(0)
+    i_k = i_p % n_k
+    i_h = i_p // n_k % heads
+    i_s = i_p // n_k // heads % T
+    i_b = i_p // n_k // heads // T
+    o_k = i_k * BK + tl.arange(0, BK)
+    m_k = o_k < L
+    b_k = read(pointers(k, i_b, i_h, i_s, o_k, s_kb, s_kt, s_kn, s_kh, BD, UNIT), m_k, D, BD, DOT)  # [BK, BD]
+    b_v = read(pointers(v, i_b, i_h, i_s, o_k, s_vb, s_vt, s_vn, s_vh, BD, UNIT), m_k, D, BD, DOT)
+    b_dk = tl.zeros([BK, BD], dtype=tl.float32)
+    b_dv = tl.zeros([BK, BD], dtype=tl.float32)
+    n_o: tl.constexpr = 1 if OFFSETS is None else len(OFFSETS)
+    for i_o in range(n_o):
+        i_f, n_f = readers(i_s, i_o, T, FIRST, LAST, OFFSETS, EDGES)
+        if mask is not None:
+            n_f = tl.where(tl.load(mask + i_b.to(tl.int64) * T + i_s) != 0, n_f, 0)
+        n_q = n_f * LQ
+        for i_q in tl.range(0, n_q, BQ):
+            o_j = i_q + tl.arange(0, BQ)
+            m_q = o_j < n_q
+            o_t = i_f + o_j // LQ
+            o_q = o_j % LQ
+            b_q = read(pointers(q, i_b, i_h, o_t, o_q, s_qb, s_qt, s_qn, s_qh, BD, UNIT), m_q, D, BD, DOT)  # [BQ, BD]
+            b_g = read(pointers(g, i_b, i_h, o_t, o_q, s_gb, s_gt, s_gn, s_gh, BD, UNIT), m_q, D, BD, DOT)
+            b_lse = read_sums(lse, i_b, i_h, o_t, o_q, m_q, s_lb, s_lt, s_ln, s_lh)
+            b_delta = read_sums(delta, i_b, i_h, o_t, o_q, m_q, s_lb, s_lt, s_ln, s_lh)
+            m_s = m_k[:, None] & m_q[None, :]
+            b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BK, BQ]
+            b_p = probabilities(b_s, b_lse[None, :], m_s, scale)
+            b_dv += tl.dot(b_p.to(DOT), b_g, input_precision=PRECISION)
+            b_dp = tl.dot(b_v, tl.trans(b_g), input_precision=PRECISION)
+            b_ds = tl.where(m_s, b_p * (b_dp - b_delta[None, :]) * scale, 0.0)
+            b_dk += tl.dot(b_ds.to(DOT), b_q, input_precision=PRECISION)
+    write(pointers(dk, i_b, i_h, i_s, o_k, s_dkb, s_dkt, s_dkn, s_dkh, BD, UNIT), b_dk, m_k, D, BD)
+    write(pointers(dv, i_b, i_h, i_s, o_k, s_dvb, s_dvt, s_dvn, s_dvh, BD, UNIT), b_dv, m_k, D, BD)
+
+
+def plan_queries(heads: dict[str, Any], mask: Tensor | None, offsets: tuple[int, ...], edges: str, scale: float) -> Launch:
+    """Of heads that see the same frames: writes dq, and delta for the launch that follows."""
+    q, k, ek = heads["q"], heads["k"], heads["ek"]
+    tile = tiles(q, backward=True)
+    names = ("g", "q", "k", "v", "ek", "ev", "o", "l", "d", "dq")
+    args, constexprs = common({name: heads[name] for name in names}, mask, offsets, edges, scale)
+    args |= {"lse": args.pop("l"), "delta": args.pop("d")}
+    keys, extra = min(len(offsets) or q.shape[1], q.shape[1]) * k.shape[2], 0 if ek is None else ek.shape[2]
+    constexprs |= {"BQ": tile.rows, "BK": tile.keys, "BE": 16, "BD": tile.BD}
+    programs = q.shape[0] * q.shape[1] * q.shape[3] * cdiv(q.shape[2], tile.rows)
+    loops = (cdiv(keys, tile.keys), *([cdiv(extra, 16)] if extra else []))
+    return Launch(frame_attention_queries_kernel, programs, args, constexprs, tile.threads, tile.stages, loops=loops)
+
+
+def plan_keys(heads: dict[str, Any], mask: Tensor | None, offsets: tuple[int, ...], edges: str, scale: float) -> Launch:
+    """Of heads that see the same frames: writes dk and dv."""
+    q, k = heads["q"], heads["k"]
+    tile = tiles(q, backward=True)
+    names = ("g", "q", "k", "v", "l", "d", "dk", "dv")
+    args, constexprs = common({name: heads[name] for name in names}, mask, offsets, edges, scale)
+    args |= {"lse": args.pop("l"), "delta": args.pop("d")}
+    del args["M"]
+    few = 16 if k.shape[2] <= 16 else tile.keys
+    constexprs |= {"BQ": tile.rows, "BK": few, "BD": tile.BD}
+    programs = q.shape[0] * q.shape[1] * q.shape[3] * cdiv(k.shape[2], few)
+    apart = constexprs["OFFSETS"]
+    queries = (1 if apart else min(len(offsets) or q.shape[1], q.shape[1])) * q.shape[2]
+    loops = (cdiv(queries, tile.rows), len(apart) if apart else 1)
+    return Launch(frame_attention_keys_kernel, programs, args, constexprs, tile.threads, tile.stages, loops=loops)

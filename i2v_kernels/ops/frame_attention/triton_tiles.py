@@ -1,0 +1,126 @@
+"""What the Triton kernels of ``frame_attention`` share: tiles, which frames are read, a tile of keys joined to a sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..temporal_attention.triton_tiles import strides
+from ..triton_common import dot_precision, dots_in_fp32, pow2
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """``rows`` of queries against ``keys`` at a time, ``BD`` channels padded."""
+
+    rows: int
+    keys: int
+    BD: int
+    threads: int
+    stages: int
+
+
+def tiles(q: Tensor, backward: bool) -> Tiles:
+    """The tiles of a call: chosen by shape and dtype alone, so that the same call always gives the same bits."""
+    bd = max(pow2(q.shape[4]), 16)
+    if q.element_size() == 4:  # products on the ordinary units hold their operands in registers
+        return Tiles(32, 16, bd, 128 if bd <= 64 else 256, 1)
+    if bd > 128:
+        return Tiles(32, 32, bd, 128, 1)
+    if backward:
+        return Tiles(64, 64 if bd <= 64 else 32, bd, 128, 2)
+    return Tiles(64, 64, bd, 128, 2)
+
+
+def common(
+    heads: dict[str, Any], mask: Tensor | None, offsets: tuple[int, ...], edges: str, scale: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments and constants of a launch for the tensors by their names in the kernel; "l" and "d" have no channels."""
+    q, k, ek = heads["q"], heads["k"], heads.get("ek")
+    rows = {name: x for name, x in heads.items() if name not in "ld" and x is not None}
+    steps, unit = strides(**rows)
+    steps |= {f"s_{name}{axis}": None for name, x in heads.items() if x is None for axis in "btnh"}
+    sums = heads["l"]
+    steps |= dict(zip(("s_lb", "s_lt", "s_ln", "s_lh"), sums.stride()))
+    args = {**heads, "mask": None if mask is None else mask.view(torch.uint8), "scale": float(scale), **steps}
+    args |= {"T": q.shape[1], "LQ": q.shape[2], "L": k.shape[2], "heads": q.shape[3]}
+    args["M"] = None if ek is None else ek.shape[2]
+    first, last, apart = window(offsets, edges)
+    wide = dots_in_fp32(q.dtype) or q.dtype == torch.float32
+    dot = tl.float32 if wide else (tl.float16 if q.dtype == torch.float16 else tl.bfloat16)
+    constexprs = {"FIRST": first, "LAST": last, "OFFSETS": apart, "EDGES": edges, "DOT": dot, "UNIT": unit}
+    return args, {**constexprs, "PRECISION": dot_precision(q.dtype), "D": q.shape[4]}
+
+
+def window(offsets: tuple[int, ...], edges: str) -> tuple[int | None, int | None, tuple[int, ...] | None]:
+    """``(first, last, None)`` of offsets that follow each other, ``(None, None, None)`` for all frames; else
+    ``(None, None, offsets)``.
+    """
+    if not offsets:
+        return None, None, None
+    first, last = min(offsets), max(offsets)
+    if edges != "clamp" and sorted(offsets) == list(range(first, last + 1)):
+        return first, last, None
+    return None, None, offsets
+
+
+@triton.jit
+def count_of_frames(i_t, T, FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr):
+    """The first frame that the queries of frame i_t see, and how many: those within the clip, or all that are named."""
+    if OFFSETS is not None:
+        i_f = i_t * 0
+        n_f = i_f + len(OFFSETS)
+    elif FIRST is None:
+        i_f = i_t * 0
+        n_f = i_f + T
+    else:
+        i_f = tl.maximum(i_t + FIRST, 0)
+        n_f = tl.maximum(tl.minimum(i_t + LAST + 1, T) - i_f, 0)
+    return i_f, n_f
+
+
+@triton.jit
+def frame_of(o_f, i_t, i_f, T, OFFSETS: tl.constexpr, EDGES: tl.constexpr):
+    """The frames of the o_f-th frame that is seen, and whether they are within the clip."""
+    if OFFSETS is None:
+        o_s = i_f + o_f
+        m_s = o_f >= 0
+    else:
+        o_s = i_t + OFFSETS[0] + o_f * 0
+        for i in tl.static_range(1, len(OFFSETS)):
+            o_s = tl.where(o_f == i, i_t + OFFSETS[i], o_s)
+        if EDGES == "clamp":
+            o_s = tl.minimum(tl.maximum(o_s, 0), T - 1)
+        m_s = (o_s >= 0) & (o_s < T)
+    return o_s, m_s
+
+
+@triton.jit
+def outside_frames(i_t, n_f, T, FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr):
+    """How many of the frames that are seen lie outside the clip."""
+    n = i_t * 0
+    if OFFSETS is not None:
+        for i in tl.static_range(len(OFFSETS)):
+            n += ((i_t + OFFSETS[i] < 0) | (i_t + OFFSETS[i] >= T)).to(tl.int32)
+    elif FIRST is not None:
+        n += LAST + 1 - FIRST - n_f
+    return n
+
+
+@triton.jit
+def join_keys(b_q, b_k, b_v, m_k, b_m, b_l, b_o, scale, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """A tile of keys and values joined to the sums: largest score (times log2(e)), sum of exponentials, weighted values."""
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * 1.4426950408889634)  # [BQ, BK]
+    b_s = tl.where(m_k[None, :], b_s, float("-inf"))
+    b_new = tl.maximum(b_m, tl.max(b_s, 1))
+    b_safe = tl.where(b_new == float("-inf"), 0.0, b_new)
+    b_p = tl.exp2(b_s - b_safe[:, None])
+    b_alpha = tl.exp2(b_m - b_safe)
+    b_l = b_l * b_alpha + tl.sum(b_p, 1)
+    b_o = b_o * b_alpha[:, None] + tl.dot(b_p.to(DOT), b_v, input_precision=PRECISION)
+    return b_new, b_l, b_o
