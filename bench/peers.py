@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,63 @@ def attention_elementwise(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Products and sums alone, for the compiler to fuse."""
     scores = (q[:, :, None] * k[:, None]).sum(-1) * q.shape[-1] ** -0.5  # [B, T, T, N, H]
     return (scores.softmax(2)[..., None] * v[:, None]).sum(2)
+
+
+Frames = str | tuple[int, ...] | tuple[tuple[int, ...], ...]
+
+
+def _moved(x: Tensor, offset: int) -> Tensor:
+    """Frame ``t + offset`` in the place of frame t, zeros outside the clip."""
+    if offset == 0:
+        return x
+    outside = torch.zeros_like(x[:, : abs(offset)])
+    return torch.cat([x[:, offset:], outside] if offset > 0 else [outside, x[:, :offset]], dim=1)
+
+
+def _moved_heads(x: Tensor, frames: Frames) -> Tensor:
+    """As published by ZeroI2V: a copy, then heads of neighbours in their places; edges stay."""
+    out = x.clone()
+    for h, (offset,) in enumerate(frames):  # type: ignore[misc]
+        if offset > 0:  # type: ignore[operator]
+            out[:, :-offset, :, h] = x[:, offset:, :, h]  # type: ignore[operator]
+        elif offset < 0:  # type: ignore[operator]
+            out[:, -offset:, :, h] = x[:, :offset, :, h]  # type: ignore[operator]
+    return out
+
+
+def frames_concatenated(
+    q: Tensor, k: Tensor | None = None, v: Tensor | None = None, *, frames: Frames, edges: str = "mask",
+    extra: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """As published, with PyTorch's fused attention inside: keys of all frames and extra keys side by side for each frame."""
+    if k is None or v is None:
+        q, k, v = q.unbind(3)
+    batch, length, tokens = q.shape[:3]
+    whole = frames == "all"
+
+    def keys(x: Tensor, more: Tensor | None) -> Tensor:
+        if whole:
+            parts = [x.flatten(1, 2), *([] if more is None else [more[:, 0]])]
+            return torch.cat(parts, dim=1).transpose(1, 2)
+        if isinstance(frames[0], tuple):
+            parts = [_moved_heads(x, frames)]
+        else:
+            parts = [_moved(x, offset) for offset in frames]  # type: ignore[arg-type]
+        if more is not None:
+            parts.append(more.expand(batch, length, *more.shape[2:]))
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return joined.flatten(0, 1).transpose(1, 2)
+
+    queries = (q.flatten(1, 2) if whole else q.flatten(0, 1)).transpose(1, 2)
+    more = (None, None) if extra is None else extra
+    out = F.scaled_dot_product_attention(queries, keys(k, more[0]), keys(v, more[1])).transpose(1, 2)
+    return out.reshape(batch, length, tokens, *q.shape[3:])
+
+
+def frames_concatenated_by(backend: SDPBackend, *args: Tensor, **options: Any) -> Tensor:
+    """The same through one of SDPA's kernels, which raises where that one cannot run."""
+    with sdpa_kernel(backend):
+        return frames_concatenated(*args, **options)
 
 
 def shift_slices(x: Tensor, groups: list[tuple[int, int]], padding: str = "zeros", residual: bool = False) -> Tensor:
@@ -200,6 +258,7 @@ PEERS |= {
         "sdpa": attention_sdpa,
         "elementwise": attention_elementwise,
     },
+    "frame_attention": {"concatenated": frames_concatenated},
     "token_shift": {"slices": shift_slices, "cat": shift_cat},
     "temporal_conv": {"conv3d": conv_conv3d, "channels_last": conv_channels_last, "shifted_add": conv_shifted_add},
     "st_adapter": {"published": st_adapter_published, "shifted_add": st_adapter_shifted_add},
@@ -215,5 +274,9 @@ GPU_PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
         "sdpa math": partial(attention_sdpa_by, SDPBackend.MATH),
         "sdpa efficient": partial(attention_sdpa_by, SDPBackend.EFFICIENT_ATTENTION),
         "sdpa cudnn": partial(attention_sdpa_by, SDPBackend.CUDNN_ATTENTION),
+    },
+    "frame_attention": {
+        "concatenated, flash": partial(frames_concatenated_by, SDPBackend.FLASH_ATTENTION),
+        "concatenated, cudnn": partial(frames_concatenated_by, SDPBackend.CUDNN_ATTENTION),
     },
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..temporal_attention.triton_tiles import pointers, read, write
 from ..triton_common import Launch, cdiv
-from .triton_tiles import common, count_of_frames, frame_of, tiles
+from .triton_tiles import SIZES, common, frame_of, frames_seen, tiles
 
 
 @triton.jit
@@ -27,12 +27,12 @@ def read_sums(x, i_b, i_h, o_t, o_q, m_q, s_b, s_t, s_n, s_h):
     return tl.where(b_x == float("inf"), float("nan"), b_x)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def frame_attention_queries_kernel(
     g, q, k, v, ek, ev, mask, o, lse,
     delta,  # [B, T, LQ, heads] fp32: <g, o>, for the other kernel
     dq,
-    T, LQ, L, M, heads, scale,
+    T, LQ, L, M, heads, FIRST, LAST, scale,
     s_gb, s_gt, s_gn, s_gh,
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
@@ -42,7 +42,7 @@ def frame_attention_queries_kernel(
     s_ob, s_ot, s_on, s_oh,
     s_lb, s_lt, s_ln, s_lh,
     s_dqb, s_dqt, s_dqn, s_dqh,
-    FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr, EDGES: tl.constexpr,
+    OFFSETS: tl.constexpr, EDGES: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr, UNIT: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
@@ -63,7 +63,7 @@ def frame_attention_queries_kernel(
     p_delta = delta + i_b.to(tl.int64) * s_lb + i_h.to(tl.int64) * s_lh + i_t.to(tl.int64) * s_lt + o_q.to(tl.int64) * s_ln
     tl.store(p_delta, b_delta, mask=m_q)
     b_dq = tl.zeros([BQ, BD], dtype=tl.float32)
-    i_f, n_f = count_of_frames(i_t, T, FIRST, LAST, OFFSETS)
+    i_f, n_f = frames_seen(i_t, T, FIRST, LAST, OFFSETS, EDGES)
     n_k = n_f * L
     for i_k in tl.range(0, n_k, BK):
         o_k = i_k + tl.arange(0, BK)
@@ -93,31 +93,33 @@ def frame_attention_queries_kernel(
 
 
 @triton.jit
-def readers(i_s, i_o, T, FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr, EDGES: tl.constexpr):
-    """The first of the frames whose queries see frame i_s by their i_o-th offset, and how many: they follow each other."""
+def readers(i_s, i_o, T, FIRST, LAST, OFFSETS: tl.constexpr, EDGES: tl.constexpr):
+    """The first of the frames whose queries see frame i_s, and how many, which follow each other: by their i_o-th offset, or
+    by all of a window.
+    """
     if OFFSETS is not None:
         o_t = i_s - OFFSETS[0]
         for i in tl.static_range(1, len(OFFSETS)):
             o_t = tl.where(i_o == i, i_s - OFFSETS[i], o_t)
         i_first = o_t
         i_last = o_t
-        if EDGES == "clamp":
-            i_first = tl.where(i_s == 0, 0, o_t)
-            i_last = tl.where(i_s == T - 1, T - 1, o_t)
-    elif FIRST is None:
-        i_first = i_s * 0
-        i_last = i_first + T - 1
+    elif EDGES == "clamp":
+        i_first = i_s - FIRST - i_o
+        i_last = i_first
     else:
         i_first = i_s - LAST
         i_last = i_s - FIRST
+    if EDGES == "clamp":  # the clip's first and last frame are read for all that lies beyond
+        i_first = tl.where(i_s == 0, 0, i_first)
+        i_last = tl.where(i_s == T - 1, T - 1, i_last)
     i_first = tl.maximum(i_first, 0)
     return i_first, tl.maximum(tl.minimum(i_last, T - 1) - i_first + 1, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def frame_attention_keys_kernel(
     g, q, k, v, mask, lse, delta, dk, dv,
-    T, LQ, L, heads, scale,
+    T, LQ, L, heads, FIRST, LAST, scale,
     s_gb, s_gt, s_gn, s_gh,
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
@@ -125,7 +127,7 @@ def frame_attention_keys_kernel(
     s_lb, s_lt, s_ln, s_lh,
     s_dkb, s_dkt, s_dkn, s_dkh,
     s_dvb, s_dvt, s_dvn, s_dvh,
-    FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr, EDGES: tl.constexpr,
+    OFFSETS: tl.constexpr, EDGES: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr, UNIT: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
@@ -143,7 +145,12 @@ def frame_attention_keys_kernel(
     b_v = read(pointers(v, i_b, i_h, i_s, o_k, s_vb, s_vt, s_vn, s_vh, BD, UNIT), m_k, D, BD, DOT)
     b_dk = tl.zeros([BK, BD], dtype=tl.float32)
     b_dv = tl.zeros([BK, BD], dtype=tl.float32)
-    n_o: tl.constexpr = 1 if OFFSETS is None else len(OFFSETS)
+    if OFFSETS is not None:
+        n_o = len(OFFSETS)
+    elif EDGES == "clamp":
+        n_o = LAST - FIRST + 1
+    else:
+        n_o = 1
     for i_o in range(n_o):
         i_f, n_f = readers(i_s, i_o, T, FIRST, LAST, OFFSETS, EDGES)
         if mask is not None:
@@ -191,10 +198,10 @@ def plan_keys(heads: dict[str, Any], mask: Tensor | None, offsets: tuple[int, ..
     args, constexprs = common({name: heads[name] for name in names}, mask, offsets, edges, scale)
     args |= {"lse": args.pop("l"), "delta": args.pop("d")}
     del args["M"]
-    few = 16 if k.shape[2] <= 16 else tile.keys
-    constexprs |= {"BQ": tile.rows, "BK": few, "BD": tile.BD}
+    few, rows = 16 if k.shape[2] <= 16 else tile.keys, min(tile.rows, 32)  # with more AMD's compiler spills
+    constexprs |= {"BQ": rows, "BK": few, "BD": tile.BD}
     programs = q.shape[0] * q.shape[1] * q.shape[3] * cdiv(k.shape[2], few)
-    apart = constexprs["OFFSETS"]
-    queries = (1 if apart else min(len(offsets) or q.shape[1], q.shape[1])) * q.shape[2]
-    loops = (cdiv(queries, tile.rows), len(apart) if apart else 1)
+    turns = 1 if not offsets or (constexprs["OFFSETS"] is None and edges != "clamp") else len(offsets)
+    queries = q.shape[2] * (1 if turns > 1 else min(len(offsets) or q.shape[1], q.shape[1]))
+    loops = (cdiv(queries, rows),) if turns == 1 else (cdiv(queries, rows), turns)
     return Launch(frame_attention_keys_kernel, programs, args, constexprs, tile.threads, tile.stages, loops=loops)

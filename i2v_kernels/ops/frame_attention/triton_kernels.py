@@ -18,14 +18,14 @@ from ..triton_launch import run
 from . import reference
 from .frames import head_groups
 from .triton_backward import plan_keys, plan_queries
-from .triton_tiles import common, count_of_frames, frame_of, join_keys, outside_frames, tiles
+from .triton_tiles import SIZES, common, frame_of, frames_outside, frames_seen, join_keys, tiles
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def frame_attention_kernel(
     q, k, v, ek, ev, mask, o,
     lse,  # [B, T, LQ, heads] fp32
-    T, LQ, L, M, heads, scale,
+    T, LQ, L, M, heads, FIRST, LAST, scale,
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
     s_vb, s_vt, s_vn, s_vh,
@@ -33,7 +33,7 @@ def frame_attention_kernel(
     s_evb, s_evt, s_evn, s_evh,
     s_ob, s_ot, s_on, s_oh,
     s_lb, s_lt, s_ln, s_lh,
-    FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr, EDGES: tl.constexpr,
+    OFFSETS: tl.constexpr, EDGES: tl.constexpr,
     DOT: tl.constexpr,  # dtype of the operands of products
     PRECISION: tl.constexpr,
     D: tl.constexpr, UNIT: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
@@ -52,7 +52,7 @@ def frame_attention_kernel(
     b_l = tl.zeros([BQ], dtype=tl.float32)
     b_o = tl.zeros([BQ, BD], dtype=tl.float32)
     b_any = tl.zeros([BK], dtype=tl.int32)  # whether there is any key
-    i_f, n_f = count_of_frames(i_t, T, FIRST, LAST, OFFSETS)
+    i_f, n_f = frames_seen(i_t, T, FIRST, LAST, OFFSETS, EDGES)
     n_k = n_f * L
     for i_k in tl.range(0, n_k, BK):
         o_k = i_k + tl.arange(0, BK)
@@ -78,7 +78,7 @@ def frame_attention_kernel(
             b_v = read(pointers(ev, i_b, i_h, i_t, o_k, s_evb, s_evt, s_evn, s_evh, BD, UNIT), m_k, D, BD, DOT)
             b_m, b_l, b_o = join_keys(b_q, b_k, b_v, m_k, b_m, b_l, b_o, scale, DOT, PRECISION)
     if EDGES == "zero":
-        n_zero = outside_frames(i_t, n_f, T, FIRST, LAST, OFFSETS) * L
+        n_zero = frames_outside(i_t, n_f, T, FIRST, LAST, OFFSETS) * L
         n_any = n_any + n_zero
         if n_zero > 0:  # keys of zero, scores of zero
             b_new = tl.where(b_m != b_m, b_m, tl.maximum(b_m, 0.0))

@@ -13,6 +13,8 @@ from torch import Tensor
 from ..temporal_attention.triton_tiles import strides
 from ..triton_common import dot_precision, dots_in_fp32, pow2
 
+SIZES = ["T", "LQ", "L", "M", "heads", "FIRST", "LAST"]  # of which kernels are not compiled anew
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -50,65 +52,61 @@ def common(
     args = {**heads, "mask": None if mask is None else mask.view(torch.uint8), "scale": float(scale), **steps}
     args |= {"T": q.shape[1], "LQ": q.shape[2], "L": k.shape[2], "heads": q.shape[3]}
     args["M"] = None if ek is None else ek.shape[2]
-    first, last, apart = window(offsets, edges)
+    first, last, apart = window(offsets, q.shape[1])
+    args |= {"FIRST": first, "LAST": last}
+    edges = edges if offsets else "mask"
     wide = dots_in_fp32(q.dtype) or q.dtype == torch.float32
     dot = tl.float32 if wide else (tl.float16 if q.dtype == torch.float16 else tl.bfloat16)
-    constexprs = {"FIRST": first, "LAST": last, "OFFSETS": apart, "EDGES": edges, "DOT": dot, "UNIT": unit}
+    constexprs = {"OFFSETS": apart, "EDGES": edges, "DOT": dot, "UNIT": unit}
     return args, {**constexprs, "PRECISION": dot_precision(q.dtype), "D": q.shape[4]}
 
 
-def window(offsets: tuple[int, ...], edges: str) -> tuple[int | None, int | None, tuple[int, ...] | None]:
-    """``(first, last, None)`` of offsets that follow each other, ``(None, None, None)`` for all frames; else
-    ``(None, None, offsets)``.
-    """
+def window(offsets: tuple[int, ...], frames: int) -> tuple[int, int, tuple[int, ...] | None]:
+    """``(first, last, None)`` of offsets that follow each other, or of all frames; else ``(0, 0, offsets)``."""
     if not offsets:
-        return None, None, None
+        return -frames, frames, None
     first, last = min(offsets), max(offsets)
-    if edges != "clamp" and sorted(offsets) == list(range(first, last + 1)):
-        return first, last, None
-    return None, None, offsets
+    return (first, last, None) if sorted(offsets) == list(range(first, last + 1)) else (0, 0, offsets)
 
 
 @triton.jit
-def count_of_frames(i_t, T, FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr):
-    """The first frame that the queries of frame i_t see, and how many: those within the clip, or all that are named."""
+def frames_seen(i_t, T, FIRST, LAST, OFFSETS: tl.constexpr, EDGES: tl.constexpr):
+    """The first offset from frame i_t that is read, and how many frames are: those of a window within the clip, else all."""
     if OFFSETS is not None:
         i_f = i_t * 0
         n_f = i_f + len(OFFSETS)
-    elif FIRST is None:
-        i_f = i_t * 0
-        n_f = i_f + T
+    elif EDGES == "clamp":
+        i_f = i_t * 0 + FIRST
+        n_f = LAST - i_f + 1
     else:
-        i_f = tl.maximum(i_t + FIRST, 0)
-        n_f = tl.maximum(tl.minimum(i_t + LAST + 1, T) - i_f, 0)
+        i_f = tl.maximum(FIRST, -i_t)
+        n_f = tl.maximum(tl.minimum(LAST + 1, T - i_t) - i_f, 0)
     return i_f, n_f
 
 
 @triton.jit
 def frame_of(o_f, i_t, i_f, T, OFFSETS: tl.constexpr, EDGES: tl.constexpr):
-    """The frames of the o_f-th frame that is seen, and whether they are within the clip."""
-    if OFFSETS is None:
-        o_s = i_f + o_f
-        m_s = o_f >= 0
-    else:
+    """The o_f-th frames that frame i_t sees, and whether they are within the clip."""
+    if OFFSETS is not None:
         o_s = i_t + OFFSETS[0] + o_f * 0
         for i in tl.static_range(1, len(OFFSETS)):
             o_s = tl.where(o_f == i, i_t + OFFSETS[i], o_s)
-        if EDGES == "clamp":
-            o_s = tl.minimum(tl.maximum(o_s, 0), T - 1)
-        m_s = (o_s >= 0) & (o_s < T)
-    return o_s, m_s
+    else:
+        o_s = i_t + i_f + o_f
+    if EDGES == "clamp":
+        o_s = tl.minimum(tl.maximum(o_s, 0), T - 1)
+    return o_s, (o_s >= 0) & (o_s < T)
 
 
 @triton.jit
-def outside_frames(i_t, n_f, T, FIRST: tl.constexpr, LAST: tl.constexpr, OFFSETS: tl.constexpr):
-    """How many of the frames that are seen lie outside the clip."""
-    n = i_t * 0
+def frames_outside(i_t, n_f, T, FIRST, LAST, OFFSETS: tl.constexpr):
+    """How many of the frames that frame i_t sees lie outside the clip."""
     if OFFSETS is not None:
+        n = i_t * 0
         for i in tl.static_range(len(OFFSETS)):
             n += ((i_t + OFFSETS[i] < 0) | (i_t + OFFSETS[i] >= T)).to(tl.int32)
-    elif FIRST is not None:
-        n += LAST + 1 - FIRST - n_f
+    else:
+        n = LAST - FIRST + 1 - n_f
     return n
 
 
