@@ -1,6 +1,7 @@
 from .bottleneck_adapter import bottleneck_adapter
 from .frame_attention import frame_attention
 from .lora_linear import lora_linear
+from .merge import merge_attention
 from .patch_embed import patch_embed
 from .st_adapter import st_adapter
 from .temporal_attention import temporal_attention
@@ -11,6 +12,7 @@ __all__ = [
     "bottleneck_adapter",
     "frame_attention",
     "lora_linear",
+    "merge_attention",
     "patch_embed",
     "st_adapter",
     "temporal_attention",

@@ -38,6 +38,7 @@ def _samples() -> list[Sample]:
     common = (randn(1, 1, 3, 2, 16), randn(2, 1, 3, 2, 16, seed=1))
     expanded = tuple(x[:, :1].expand(2, 3, 2, 2, 16) for x in extra)
     heads = ((-1,), (1,))
+    lying = tuple(map(sequence_first, _qkv(2, 3, 18, 2, 16)))
     zero = {"frames": WINDOW, "edges": "zero"}
     large = _qkv(1, 3, 40, 2, 64)
     many = (randn(1, 3, 9, 2, 64, seed=4) * 5, randn(1, 3, 9, 2, 64, seed=5))
@@ -63,7 +64,7 @@ def _samples() -> list[Sample]:
         Sample("expanded extra", (q, k, v), {"frames": "all", "extra": expanded}),
         Sample("one packed tensor", (randn(2, 3, 5, 3, 2, 16),), {**zero, "extra": message}),
         Sample("packed qkv", tuple(randn(2, 3, 5, 3, 2, 16).unbind(3)), {"frames": "all"}),
-        Sample("sequence first", tuple(map(sequence_first, (q, k, v))), {"frames": WINDOW, "extra": extra}, telling=True),
+        Sample("sequence first", lying, {"frames": WINDOW, "extra": extra}, telling=True),
         Sample("sequence first, all", tuple(map(sequence_first, (q, k, v))), {"frames": "all", "edges": "zero"}),
         Sample("sequence first, packed", (sequence_first(randn(2, 3, 5, 3, 2, 16)),), {"frames": (0,), "extra": message}),
         Sample("one frame", _qkv(2, 1, 3, 2, 8), zero),
@@ -168,7 +169,8 @@ def _output(sample: Sample) -> int:
 
 def pairs(sample: Sample) -> int:
     """Queries times the keys that they attend to, over clips, frames and heads."""
-    q, k = sample.args[0], sample.args[min(1, len(sample.args) - 1)]
+    q: Tensor = sample.args[0]
+    k: Tensor = sample.args[min(1, len(sample.args) - 1)]
     batch, frames, queries, heads = *q.shape[:3], q.shape[-2]
     extra = sample.kwargs["extra"][0].shape[2] if sample.kwargs.get("extra") else 0
     offsets, counts = _offsets(sample.kwargs["frames"], heads)

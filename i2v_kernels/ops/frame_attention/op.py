@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends import Backend, triton_backend
+from ..backends import triton_backend
 from ..base import Op
 from ..layout import empty_dense_like
 from ..temporal_attention.packing import empty_output
@@ -156,7 +156,7 @@ def _pair(extra: object) -> tuple[Any, Any]:
     return extra[0], extra[1]
 
 
-def _expanded(q: Tensor, extra_k: Tensor, extra_v: Tensor, sizes: tuple[int | None, ...]) -> tuple[Tensor, Tensor]:
+def _expanded(q: Tensor, extra_k: Any, extra_v: Any, sizes: tuple[int | None, ...]) -> tuple[Tensor, Tensor]:
     """Extra keys and values of every frame."""
     for i, x in enumerate((extra_k, extra_v)):
         common = [1 if x.dim() == 5 and x.shape[axis] == 1 else sizes[axis] for axis in (0, 1)]
@@ -201,7 +201,7 @@ _OP = Op(
     backward_schema=(
         f"(Tensor grad, {_ARGUMENTS}, Tensor out, Tensor lse, bool[5] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
-    backends=(sdpa.EXACT, Backend("sdpa", sdpa.can_run, sdpa.forward, sdpa.backward), triton_backend(NAME, _triton_limits)),
+    backends=(sdpa.EXACT, sdpa.BACKEND, triton_backend(NAME, _triton_limits)),
     preference={"cpu": ("sdpa",), "cuda": ("triton",)},
     fake=_empty_output,
     fake_backward=_empty_grads,

@@ -10,14 +10,14 @@ from .frames import sources
 
 
 class Piece(NamedTuple):
-    """Queries of frames [first, last) against ``count`` frames that follow each other: those from ``key`` on, a frame further
-    with each frame of queries where they are ``moving``.
+    """Queries of frames [first, last) against ``frames`` that follow each other, from ``key`` on: from a frame further on with
+    each frame of queries where they are ``moving``.
     """
 
     first: int
     last: int
     key: int
-    count: int
+    frames: int
     moving: bool
 
 
@@ -65,7 +65,7 @@ def _runs(seen: list[int]) -> list[tuple[int, int]]:
 
 def _append(pieces: list[Piece], t: int, key: int, count: int) -> None:
     """One more frame of queries: with those before it, if its keys move on as theirs do."""
-    if pieces and pieces[-1].last == t and pieces[-1].count == count:
+    if pieces and pieces[-1].last == t and pieces[-1].frames == count:
         first, last, from_key, _, moving = pieces[-1]
         alone = last - first == 1
         if key == from_key + (t - first) and (moving or alone):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ def forward(
     q, k, v = unpacked(q, k, v)
     outs, lses = [], []
     for first, last, own in head_groups(offsets, counts, q.shape[3]):
-        tensors = (None if x is None else x[:, :, :, first:last] for x in (q, k, v, extra_k, extra_v))
-        out, lse = attend(*tensors, mask, own, edges, scale)  # type: ignore[arg-type]
+        tensors: list[Any] = [None if x is None else x[:, :, :, first:last] for x in (q, k, v, extra_k, extra_v)]
+        out, lse = attend(*tensors, mask, own, edges, scale)  # type: ignore[call-arg]
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs, dim=3), torch.cat(lses, dim=3)

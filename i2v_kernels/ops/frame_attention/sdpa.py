@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
-from ..backends import OPS, reference_backend
+from ..backends import OPS, Backend, reference_backend
 from ..temporal_attention.packing import empty_output, unpacked
 from . import reference
 from .frames import head_groups
@@ -64,15 +64,14 @@ def forward(
     q, k, v = unpacked(q, k, v)
     many = extra_k is not None and extra_k.shape[2] > 0
     for clips, heads, found in groups(q, mask, offsets, counts, edges):
-        own = [None if x is None else x[clips, :, :, heads] for x in (q, k, v, extra_k, extra_v)]
+        own: list[Any] = [None if x is None else x[clips, :, :, heads] for x in (q, k, v, extra_k, extra_v)]
         into, sums = out[clips, :, :, heads], lse[clips, :, :, heads]
-        _forward(into, sums, *own, found, scale)  # type: ignore[arg-type]
+        sound = _forward(into, sums, *own, found, scale)  # type: ignore[call-arg]
         there = [any(state) or many for state in zip(found.seen, found.zeros)] if k.shape[2] else [many] * q.shape[1]
-        if not (sums if all(there) else sums[:, there]).isfinite().all():
-            # PyTorch's kernel loses a NaN, or an infinity, where a query has nothing else
+        if not sound or not (sums if all(there) else sums[:, there]).isfinite().all():
             for b in range(clips.start, clips.stop):
-                call = [None if x is None else x[b : b + 1] for x in (q, k, v, extra_k, extra_v, mask)]
-                for memory_b, part in zip((out, lse), reference.forward(*call, *options)):  # type: ignore[arg-type]
+                call: list[Any] = [None if x is None else x[b : b + 1] for x in (q, k, v, extra_k, extra_v, mask)]
+                for memory_b, part in zip((out, lse), reference.forward(*call, *options)):  # type: ignore[call-arg]
                     memory_b[b : b + 1, :, :, heads] = part[:, :, :, heads]
     return out, lse
 
@@ -80,8 +79,11 @@ def forward(
 def _forward(
     out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, found: Plan,
     scale: float,
-) -> None:  # fmt: skip
-    keys = k.shape[2]
+) -> bool:  # fmt: skip
+    """Whether PyTorch's kernel has lost no NaN and no infinity, as it does where a query has nothing else: that one's
+    log-sum-exp is then 0, and so it seldom is otherwise.
+    """
+    keys, sound = k.shape[2], True
     if not all(found.seen) or keys == 0:
         out.zero_()
         lse.fill_(-math.inf)
@@ -90,6 +92,7 @@ def _forward(
         for turn, pieces in enumerate(found.rounds):
             for piece in _separate(pieces, q):
                 part, part_lse = windows.attend(q, piece, scale)
+                sound = sound and bool(part_lse.all())
                 frames = slice(piece.first, piece.last)
                 if turn == 0:
                     out[:, frames] = part
@@ -103,9 +106,12 @@ def _forward(
                 lse[:, t] = joined
     if extra_k is not None and extra_v is not None and extra_k.shape[2] > 0:
         if extra_k.shape[2] > FEW or _extension.why_no_cpu() is not None:
-            join(out, lse, *Windows(extra_k, extra_v).attend(q, Piece(0, q.shape[1], 0, 1, True), scale))
+            part, part_lse = Windows(extra_k, extra_v).attend(q, Piece(0, q.shape[1], 0, 1, True), scale)
+            sound = sound and bool(part_lse.all())
+            join(out, lse, part, part_lse)
         else:
             _extension.compiled("attend_extra_")(out, lse, q, extra_k, extra_v, scale)
+    return sound
 
 
 def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -115,16 +121,16 @@ def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         return EXACT.backward(grad, *args)
     q, k, v, extra_k, extra_v, mask = inputs
     given = (*unpacked(q, k, v), extra_k, extra_v)
-    grads = [None if x.shape == (0,) else x for x in memory]
+    grads: list[Any] = [None if x.shape == (0,) else x for x in memory]
     into = [*(unpacked(*grads[:3]) if q.dim() == 6 and grads[0] is not None else grads[:3]), *grads[3:]]
     for clips, heads, found in groups(q, mask, offsets, counts, edges):
 
-        def of(x: Tensor | None, clips: slice = clips, heads: slice = heads) -> Tensor | None:
+        def of(x: Any, clips: slice = clips, heads: slice = heads) -> Any:
             return None if x is None else x[clips, :, :, heads]
 
         whole = [of(x) for x in (grad, out, lse)]
-        if all(_finite(x) for x in whole[:2]):  # type: ignore[arg-type]
-            _backward([of(x) for x in into], *whole, *map(of, given), found, scale)  # type: ignore[arg-type]
+        if all(_finite(x) for x in whole[:2]):
+            _backward([of(x) for x in into], *whole, *map(of, given), found, scale)  # type: ignore[call-arg]
             continue
         for b in range(clips.start, clips.stop):
             call = [None if x is None else x[b : b + 1] for x in inputs]
@@ -184,12 +190,12 @@ def _to_frames(x: Tensor, parts: Tensor, piece: Piece, single: bool) -> None:
     if single:
         x.copy_(parts.reshape(x.shape))
         return
-    parts = parts.unflatten(1, (piece.count, x.shape[2]))
+    parts = parts.unflatten(1, (piece.frames, x.shape[2]))
     if piece.moving:
-        for i in range(piece.count):
+        for i in range(piece.frames):
             x[0, piece.key + i : piece.key + i + len(parts)] += parts[:, i]
     else:
-        x[0, piece.key : piece.key + piece.count] += parts[0]
+        x[0, piece.key : piece.key + piece.frames] += parts[0]
 
 
 def join(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
@@ -231,7 +237,7 @@ class Windows:
     def views(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """``[frames, count * L, H, D]`` of a piece, or 1 for frames."""
         k, v = self.given
-        if piece.count > 1:
+        if piece.frames > 1:
             if self.lying is None:
                 self.lying = (k if _sequence(k) else k.contiguous(), v if _sequence(v) else v.contiguous())
             k, v = self.lying
@@ -257,11 +263,11 @@ class Windows:
 
 def _window(x: Tensor, piece: Piece) -> Tensor:
     frames = piece.last - piece.first if piece.moving else 1
-    if piece.count == 1:
+    if piece.frames == 1:
         return _flat(x[:, piece.key : piece.key + frames])
     step = x.stride(1) if x.shape[2] == 1 else x.stride(2)
     start = x.storage_offset() + piece.key * x.stride(1)
-    sizes = (frames, piece.count * x.shape[2], *x.shape[3:])
+    sizes = (frames, piece.frames * x.shape[2], *x.shape[3:])
     return x.as_strided(sizes, (x.stride(1), step, *x.stride()[3:]), start)
 
 
@@ -274,3 +280,6 @@ def _queries(x: Tensor, piece: Piece) -> Tensor:
 def _flat(x: Tensor) -> Tensor:
     """Frames of clips as frames; a copy only where clips of more than one do not follow each other."""
     return x.flatten(0, 1)
+
+
+BACKEND = Backend("sdpa", can_run, forward, backward, formula=reference.forward)

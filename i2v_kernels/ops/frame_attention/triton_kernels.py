@@ -165,7 +165,7 @@ def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     if out.numel() == 0:
         return tuple(x.zero_() for x in memory)
     q, k, v, extra_k, extra_v, mask = inputs
-    into = [None if x.shape == (0,) else x for x in memory]
+    into: list[Any] = [None if x.shape == (0,) else x for x in memory]
     dq, dk, dv = unpacked(*into[:3]) if q.dim() == 6 and into[0] is not None else into[:3]
     dek, dev = into[3:]
     # kernels write gradients of keys and values together
@@ -177,7 +177,7 @@ def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return memory
 
 
-def _both(dk: Tensor | None, dv: Tensor | None, k: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _both(dk: Tensor | None, dv: Tensor | None, k: Any, v: Any) -> tuple[Tensor | None, Tensor | None]:
     """Memory for both gradients where one is wanted."""
     if dk is None and dv is None:
         return None, None

@@ -45,7 +45,8 @@ def common(
     """Arguments and constants of a launch for the tensors by their names in the kernel; "l" and "d" have no channels."""
     q, k, ek = heads["q"], heads["k"], heads.get("ek")
     rows = {name: x for name, x in heads.items() if name not in "ld" and x is not None}
-    steps, unit = strides(**rows)
+    lying, unit = strides(**rows)
+    steps: dict[str, int | None] = {**lying}
     steps |= {f"s_{name}{axis}": None for name, x in heads.items() if x is None for axis in "btnh"}
     sums = heads["l"]
     steps |= dict(zip(("s_lb", "s_lt", "s_ln", "s_lh"), sums.stride()))
