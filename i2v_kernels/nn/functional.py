@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import temporal_attention, temporal_conv
-from ..ops.layout import memory_order
+from .tokens import joined
 
 
 def temporal_self_attention(
@@ -74,6 +73,4 @@ def token_t1d(x: Tensor, weight: Tensor) -> Tensor:
     """
     class_token, patches = x.split([1, x.shape[2] - 1], dim=2)  # split and cat: each the other's gradient, one copy a way
     parts = temporal_conv(class_token, weight[..., None, None]), patches
-    order = (*memory_order(x), 3)
-    joined = torch.cat([part.permute(order) for part in parts], dim=order.index(2))
-    return joined.permute([order.index(dim) for dim in range(4)])
+    return joined(parts, x)
