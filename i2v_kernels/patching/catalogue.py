@@ -1,6 +1,6 @@
 """All rules. The first that knows a module decides about it."""
 
-from . import adapter, attention, clip_blocks, conv, evl, lora, mlp, shift, timesformer
+from . import adapter, attention, clip_blocks, conv, evl, frame_attention, lora, mlp, shift, timesformer
 from .rules import Rule
 
 RULES: tuple[Rule, ...] = (
@@ -16,6 +16,8 @@ RULES: tuple[Rule, ...] = (
     adapter.st_adapter_module,
     clip_blocks.aim_block,
     clip_blocks.x_clip_block,
+    frame_attention.open_vclip,
+    frame_attention.clip_vip,
     evl.attention,
     evl.encoder_layer,
     evl.decoder,

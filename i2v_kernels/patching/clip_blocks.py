@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.functional import temporal_self_attention
 from .attention import unlike_clip
+from .frame_attention import attend
 from .rules import Found, Inputs, Replacement, drops, has_parts, not_plain, random_like
 
 ATTN = ("attn", "attn.out_proj")
@@ -30,18 +29,19 @@ def aim_block(module: Any) -> Found:
 
 
 def x_clip_block(module: Any) -> Found:
-    """``CrossFramelAttentionBlock``: messages over frames where they lie, attention within frames on views."""
+    """``CrossFramelAttentionBlock``: messages over frames where they lie, and read as keys without being joined to tokens."""
     parts = dict.fromkeys(("message_fc", "message_ln", "ln_1", "mlp", "ln_2", "drop_path"))
     attentions = {"attn": nn.MultiheadAttention, "message_attn": nn.MultiheadAttention}
     if not has_parts(module, **attentions, **parts):
         return None
-    uncalled = ("attn", "message_attn", "message_attn.out_proj")
+    # ln_1 and drop_path are called, but once more than by the authors' code
+    uncalled = (*ATTN, "message_attn", "message_attn.out_proj", "ln_1", "drop_path")
     return (
         _reason_against(module.attn, module.message_attn)
         or not_plain(module, *uncalled)
         or Replacement(
             _x_clip,
-            "temporal_attention of the messages, scaled_dot_product_attention on views",
+            "temporal_attention of the messages, frame_attention to frames and messages",
             _clips,
             uncalled=uncalled,
             reads=("T", "num_frames"),
@@ -108,11 +108,10 @@ def _x_clip(block: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
     message = block.message_fc(x[0])  # [B * T, C]
     mixed = _over_frames(block.message_attn, block.message_ln(message)[None], _frames(block))[0]
     message = message + _by_frame(block.drop_path, mixed, _frames(block))
-    seen = block.ln_1(torch.cat((x, message[None])))  # [L + 1, B * T, C]
-    qkv = F.linear(seen, block.attn.in_proj_weight, block.attn.in_proj_bias)
-    q, k, v = qkv.unflatten(2, (3, block.attn.num_heads, -1)).permute(2, 1, 3, 0, 4).unbind(0)  # [B * T, H, L + 1, D]
-    mixed = F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2)
-    x = x + block.drop_path(block.attn.out_proj(mixed))[: len(x)]
+    extra = block.ln_1(message[None])
+    x = x + block.drop_path(attend(block.attn, block.ln_1(x), _frames(block), extra, frames=(0,)))
+    if block.training:
+        block.drop_path(extra)  # draws for the message what is dropped with it
     return x + block.drop_path(block.mlp(block.ln_2(x)))
 
 

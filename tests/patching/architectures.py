@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from published import EVL, AIMAdapter, AIMBlock, STBlock, TemporalShift, TimeSformerBlock, XCLIPBlock
+from published import (
+    EVL,
+    AIMAdapter,
+    AIMBlock,
+    CLIPViPLayer,
+    OpenVCLIPBlock,
+    STBlock,
+    TemporalShift,
+    TimeSformerBlock,
+    XCLIPBlock,
+)
 from torch import Tensor, nn
 
 
@@ -113,6 +123,17 @@ def xclip_blocks() -> tuple[nn.Module, Tensor]:
     return trained(nn.Sequential(XCLIPBlock(32, 2, 4), XCLIPBlock(32, 2, 4))).eval(), torch.randn(6, 8, 32)
 
 
+def open_vclip_blocks() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    blocks = (OpenVCLIPBlock(32, 2, 4), OpenVCLIPBlock(32, 2, 4, "expand_temporal_view_step3"))
+    return trained(nn.Sequential(*blocks)).eval(), torch.randn(6, 8, 32)
+
+
+def clip_vip_layers() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return trained(nn.Sequential(CLIPViPLayer(32, 2), CLIPViPLayer(32, 2))).eval(), torch.randn(2, 14, 32)
+
+
 def st_blocks() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     return trained(nn.Sequential(STBlock(16), STBlock(16, (3, 3, 3)))).eval(), torch.randn(8, 10, 16)
@@ -152,6 +173,8 @@ MODELS = {
     "aim adapters": (aim_adapters, {"AIMAdapter"}),
     "aim blocks": (aim_blocks, {"AIMBlock", "AIMAdapter", "MultiheadAttention", "Sequential"}),
     "x-clip blocks": (xclip_blocks, {"XCLIPBlock", "MultiheadAttention", "Sequential"}),
+    "open-vclip blocks": (open_vclip_blocks, {"OpenVCLIPAttention", "Sequential"}),
+    "clip-vip layers": (clip_vip_layers, {"CLIPViPAttention", "Sequential"}),
     "st-adapter blocks": (st_blocks, {"STAdapter", "Conv3d", "Sequential"}),
     "timesformer blocks": (timesformer_blocks, {"TimeSformerBlock", "Attention", "Sequential"}),
     "evl": (evl, {"EVLDecoder", "EVLEncoderLayer", "EVLAttention", "Sequential"}),

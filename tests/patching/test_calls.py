@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import MODELS, aim_adapters
+from published import CLIPViPAttention, OpenVCLIPAttention, XCLIPBlock
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from twins import CHEAP, Named, output, twins
@@ -77,6 +78,72 @@ def test_a_mode_that_changes_functions() -> None:
     x = torch.randn(3, 8)
     with intercepting():
         assert torch.equal(model(x), plain(x)) and not torch.allclose(model(x), 2 * x)
+
+
+OPEN_VCLIP: list[tuple[str, dict[str, Any]]] = [
+    ("weights", {}),
+    ("a mask", {"need_weights": False, "attn_mask": -9.0 * torch.ones(5, 15).triu(3)}),
+    ("other keys", {"need_weights": False, "key": torch.randn(5, 8, 16, generator=torch.Generator().manual_seed(1))}),
+    ("dropout", {"need_weights": False}),
+    ("half a clip", {"need_weights": False, "rows": 6}),
+]
+
+
+@pytest.mark.parametrize(("what", "options"), OPEN_VCLIP, ids=[what for what, _ in OPEN_VCLIP])
+def test_open_vclip_calls_that_are_not_covered(what: str, options: dict[str, Any]) -> None:
+    model, plain = twins(OpenVCLIPAttention(16, 2, 4, drop=0.5).train(what == "dropout"))
+    options = dict(options)
+    x = torch.randn(5, options.pop("rows", 8), 16)
+    key = options.pop("key", x)
+    results = []
+    for module in (model, plain):
+        torch.manual_seed(0)
+        results.append(attempt(lambda module=module: module(x, key, key, **options)))
+    if what == "half a clip":
+        assert results[0] is results[1] is RuntimeError
+    else:
+        for a, b in zip(*results, strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("what", ["text", "a mask", "dropout"])
+def test_clip_vip_calls_that_are_not_covered(what: str) -> None:
+    model, plain = twins(CLIPViPAttention(16, 2, drop=0.5).train(what == "dropout"))
+    x, size = torch.randn(2, 14, 16), None if what == "text" else (2, 3, 4)
+    mask = torch.zeros(2, 1, 14, 14) if what == "a mask" else None
+    results = []
+    for module in (model, plain):
+        torch.manual_seed(0)
+        results.append(module(x, inputs_size=size, attention_mask=mask)[0])
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [
+        (lambda: XCLIPBlock(16, 2, 4), (torch.randn(5, 8, 16),)),
+        (lambda: OpenVCLIPAttention(16, 2, 4), (torch.randn(5, 8, 16),) * 3),
+        (lambda: CLIPViPAttention(16, 2), (torch.randn(2, 14, 16), (2, 3, 4))),
+    ],
+    ids=["x-clip", "open-vclip", "clip-vip"],
+)
+@pytest.mark.parametrize("frames", [4, 1])
+def test_calls_that_are_covered_run_frame_attention(
+    make: Any, arguments: Any, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plain = make(), make()
+    if hasattr(model, "T"):
+        model.T = plain.T = frames
+    plain.load_state_dict(model.state_dict())
+    assert i2v.patch(model).replaced
+    options = {"need_weights": False} if isinstance(model, OpenVCLIPAttention) else {}
+    ran, op = [], i2v.frame_attention
+    for module in (i2v.patching.frame_attention, i2v.nn.proxy_attention):
+        monkeypatch.setattr(module, "frame_attention", lambda *args, **options: ran.append(1) or op(*args, **options))
+    got = model(*arguments, **options)
+    assert ran
+    expected = plain(*arguments, **options)
+    torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("name", ["aim adapters", "tsm", "st-adapter blocks"])

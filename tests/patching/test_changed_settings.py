@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 from architectures import trained
-from published import AIMAdapter, AIMBlock, QuickGELU, STAdapter, TemporalShift, TimeSformerBlock, XCLIPBlock
+from published import (
+    AIMAdapter,
+    AIMBlock,
+    CLIPViPLayer,
+    OpenVCLIPBlock,
+    QuickGELU,
+    STAdapter,
+    TemporalShift,
+    TimeSformerBlock,
+    XCLIPBlock,
+)
 from torch import Tensor, nn
 from twins import Named, agree, output, twins
 
@@ -118,6 +128,15 @@ SETTINGS = {
     "aim heads": (lambda: AIMBlock(16, 2, 4), set_to("attn.num_heads", 2), (5, 8, 16)),
     "aim method": (lambda: AIMBlock(16, 2, 4), set_to("attention", lambda x: 2 * x), (5, 8, 16)),
     "x-clip frames": (lambda: XCLIPBlock(16, 2, 4), set_to("T", 2), (5, 8, 16)),
+    "x-clip stochastic depth": (lambda: XCLIPBlock(16, 2, 4), set_to("drop_path", QuickGELU), (5, 8, 16)),
+    "open-vclip frames": (lambda: OpenVCLIPBlock(16, 2, 4), set_to("attn.T", 2), (5, 8, 16)),
+    "open-vclip window": (
+        lambda: OpenVCLIPBlock(16, 2, 4), set_to("attn.temporal_shift", "expand_temporal_view_step2"), (5, 8, 16),
+    ),
+    "open-vclip mask": (lambda: OpenVCLIPBlock(16, 2, 4), set_to("attn_mask", -9 * torch.ones(5, 15).triu(3)), (5, 8, 16)),
+    "clip-vip size": (lambda: CLIPViPLayer(16, 2), set_to("size", (6, 4, 2)), (2, 14, 16)),
+    "clip-vip no size": (lambda: CLIPViPLayer(16, 2), set_to("size", None), (2, 14, 16)),
+    "clip-vip scale": (lambda: CLIPViPLayer(16, 2), set_to("self_attn.scale", 3.0), (2, 14, 16)),
     "timesformer type": (lambda: TimeSformerBlock(16, 2), set_to("temporal_attn.scale", 3.0), (2, 25, 16)),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import OtherShift, aim_adapters, conv_adapters, peft_lora, timesformer, tsm
-from published import QuickGELU, TemporalShift
+from published import OpenVCLIPAttention, QuickGELU, TemporalShift
 from torch import Tensor, nn
 
 import i2v_kernels as i2v
@@ -112,6 +112,8 @@ def test_bad_arguments() -> None:
         (OtherShift(nn.Conv2d(8, 8, 1), 4), "a trial gave other outputs"),
         (TemporalShift(nn.Conv2d(8, 8, 1), 4, inplace=True), "in place"),
         (nn.Sequential(nn.Linear(4, 8), QuickGELU(), nn.Bilinear(8, 8, 4)), "a Bilinear"),
+        (OpenVCLIPAttention(8, 2, 4, "channel_shift"), "mixed up"),
+        (OpenVCLIPAttention(8, 2, 4, "expand_temporal_view_step9"), "its temporal_shift is 'expand_temporal_view_step9'"),
         (nn.utils.parametrizations.weight_norm(depthwise()), None),
         (depthwise().to("meta"), "meta device"),
     ],

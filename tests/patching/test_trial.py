@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from published import AIMAdapter, AIMBlock, STAdapter, TimeSformerBlock, XCLIPBlock
+from published import (
+    AIMAdapter,
+    AIMBlock,
+    CLIPViPAttention,
+    OpenVCLIPAttention,
+    STAdapter,
+    TimeSformerBlock,
+    XCLIPBlock,
+)
 from torch import Tensor, nn
 
 import i2v_kernels as i2v
@@ -37,6 +47,19 @@ class Reversed(XCLIPBlock):
         return super().forward(x.flip(1))
 
 
+class Masked(OpenVCLIPAttention):
+    """Whose first frame leaves out what lies before the clip, as other windows do, and counts no zero keys."""
+
+    def window(self, x: Tensor) -> Tensor:
+        whole = super().window(x)
+        return torch.where(whole == 0, whole.new_tensor(-1e3), whole)
+
+
+class Repeated(CLIPViPAttention):
+    def forward2(self, hidden_states: Tensor, inputs_size: Any) -> Tensor:
+        return super().forward2(hidden_states, inputs_size).roll(1, 1)
+
+
 class ByClip(TimeSformerBlock):
     def forward(self, x: Tensor, B: int, T: int, W: int) -> Tensor:
         return super().forward(x, B, T, W) + self.temporal_fc(x).mean(1, True)
@@ -50,6 +73,8 @@ class ByClip(TimeSformerBlock):
         (Dropping(16), "outputs in training"),
         (Clipped(16, 8), "outputs"),
         (Reversed(32, 2, 4), "outputs"),
+        (Masked(32, 2, 4), "outputs"),
+        (Repeated(32, 2), "outputs"),
         (ByClip(32, 2), "outputs"),
     ],
 )

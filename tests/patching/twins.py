@@ -15,6 +15,8 @@ CHEAP = [
     "tsm",
     "aim blocks",
     "x-clip blocks",
+    "open-vclip blocks",
+    "clip-vip layers",
     "st-adapter blocks",
     "timesformer blocks",
     "evl",
