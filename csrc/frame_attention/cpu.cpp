@@ -7,7 +7,8 @@
 namespace i2v {
 
 struct Joining {
-  int64_t batch, frames, rows, heads, channels, keys, blocks;  // of rows, in a frame
+  int64_t batch, frames, rows, heads, channels, keys;
+  int64_t block, blocks;  // of so many tokens, or heads in backward, in a frame
   double scale;
   View<4> q, k, v, out, lse, grad, dq, dk, dv, part, part_lse;
 };
@@ -24,10 +25,7 @@ constexpr ScalarType sum_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-int64_t lanes_of(ScalarType dtype) {
-  const int64_t bytes = current_isa() == Isa::plain ? 16 : current_isa() == Isa::avx2 ? 32 : 64;
-  return bytes / (dtype == ScalarType::Double ? 8 : 4);
-}
+constexpr int64_t tokens_of_block = 64, heads_of_block = 4;
 
 void check_rows(const Tensor& t, const Tensor& like, int64_t rows, const char* name) {
   STD_TORCH_CHECK(t.dim() == 5 && t.is_cpu() && t.scalar_type() == like.scalar_type(), name,
@@ -48,8 +46,8 @@ void check_sums(const Tensor& t, const Tensor& like, const char* name) {
 Joining problem(const Tensor& out, const Tensor& lse, int64_t keys, double scale) {
   check_rows(out, out, out.size(2), "out");
   check_sums(lse, out, "lse");
-  const int64_t width = lanes_of(out.scalar_type());
-  Joining p{out.size(0), out.size(1), out.size(2), out.size(3), out.size(4), keys, (out.size(2) + width - 1) / width, scale};
+  Joining p{out.size(0), out.size(1), out.size(2), out.size(3), out.size(4), keys,
+            tokens_of_block, (out.size(2) + tokens_of_block - 1) / tokens_of_block, scale};
   p.out = View<4>(out);
   p.lse = View<4>(lse);
   return p;
@@ -64,7 +62,7 @@ void attend_extra_(const Tensor& out, const Tensor& lse, const Tensor& q, const 
   for_dtype(out.scalar_type(), [&](auto* type) {
     const auto kernel = I2V_PICK(attend_extra, std::remove_pointer_t<decltype(type)>);
     const int64_t items = p.batch * p.frames * p.blocks;
-    for_pieces(items, piece_count(items, 3 * lanes_of(out.scalar_type()) * p.heads * p.channels * out.element_size()),
+    for_pieces(items, piece_count(items, 3 * p.block * p.heads * p.channels * out.element_size()),
                [&](int64_t, int64_t first, int64_t last) { kernel(p, first, last); });
   });
 }
@@ -81,10 +79,11 @@ void attend_extra_backward_(const Tensor& dq, const Tensor& dk, const Tensor& dv
   check_rows(dv, out, p.keys, "dv");
   p.q = View<4>(q), p.k = View<4>(k), p.v = View<4>(v), p.grad = View<4>(grad);
   p.dq = View<4>(dq), p.dk = View<4>(dk), p.dv = View<4>(dv);
+  p.block = std::min(heads_of_block, p.heads), p.blocks = (p.heads + heads_of_block - 1) / heads_of_block;
   for_dtype(out.scalar_type(), [&](auto* type) {
     const auto kernel = I2V_PICK(attend_extra_backward, std::remove_pointer_t<decltype(type)>);
-    const int64_t items = p.batch * p.frames * p.heads;
-    for_pieces(items, piece_count(items, 5 * p.rows * p.channels * out.element_size()),
+    const int64_t items = p.batch * p.frames * p.blocks;
+    for_pieces(items, piece_count(items, 5 * p.rows * p.block * p.channels * out.element_size()),
                [&](int64_t, int64_t first, int64_t last) { kernel(p, first, last); });
   });
 }
@@ -97,7 +96,7 @@ void join_attention_(const Tensor& out, const Tensor& lse, const Tensor& part, c
   for_dtype(out.scalar_type(), [&](auto* type) {
     const auto kernel = I2V_PICK(join, std::remove_pointer_t<decltype(type)>);
     const int64_t items = p.batch * p.frames * p.blocks;
-    for_pieces(items, piece_count(items, 3 * lanes_of(out.scalar_type()) * p.heads * p.channels * out.element_size()),
+    for_pieces(items, piece_count(items, 3 * p.block * p.heads * p.channels * out.element_size()),
                [&](int64_t, int64_t first, int64_t last) { kernel(p, first, last); });
   });
 }

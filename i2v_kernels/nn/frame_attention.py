@@ -47,9 +47,7 @@ class FrameAttention(nn.Module):
         torch.Size([2, 8, 197, 768])
     """
 
-    def __init__(
-        self, channels: int, heads: int, frames: Frames = (0,), edges: str = "mask", published: str = "clip"
-    ) -> None:
+    def __init__(self, channels: int, heads: int, frames: Frames = (0,), edges: str = "mask", published: str = "clip") -> None:
         super().__init__()
         name = type(self).__name__
         checks.integer(name, "channels", channels, low=1)

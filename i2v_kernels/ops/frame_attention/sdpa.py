@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -27,23 +28,28 @@ def can_run(q: Tensor, *_: Any) -> str | None:
 
 
 class Group(NamedTuple):
-    """Heads [first, last) of one clip, or of all that are planned alike: ``[first clip, last clip)``."""
+    """Heads of one clip, or of all clips: what is planned alike. ``whole``: all there is, and one piece."""
 
     clips: slice
     heads: slice
     plan: Plan
+    whole: bool
+
+    def of(self, x: Any) -> Any:
+        """Its part of a tensor ``[B, T, N, H, ...]``."""
+        return x if x is None or self.whole else x[self.clips, :, :, self.heads]
 
 
 def groups(q: Tensor, mask: Tensor | None, offsets: Sequence[int], counts: Sequence[int], edges: str) -> Iterator[Group]:
-    batch, frames = q.shape[:2]
+    batch, frames, heads = *q.shape[:2], q.shape[-2]
     valid = [None] * batch if mask is None else [None if all(row) else tuple(row) for row in mask.tolist()]
-    for first, last, own in head_groups(offsets, counts, q.shape[-2]):
+    for first, last, own in head_groups(offsets, counts, heads):
         plans = [plan(frames, own, edges, row) for row in valid]
-        if batch > 1 and all(p == plans[0] and _own_frame(p, frames) for p in plans):
-            yield Group(slice(0, batch), slice(first, last), plans[0])
+        if all(_own_frame(p, frames) for p in plans):
+            yield Group(slice(0, batch), slice(first, last), plans[0], last - first == heads)
             continue
         for b, found in enumerate(plans):
-            yield Group(slice(b, b + 1), slice(first, last), found)
+            yield Group(slice(b, b + 1), slice(first, last), found, False)
 
 
 def _own_frame(found: Plan, frames: int) -> bool:
@@ -61,29 +67,30 @@ def forward(
         for into, part in zip(memory, reference.forward(q, k, v, extra_k, extra_v, mask, *options)):
             into.copy_(part)
         return memory
-    q, k, v = unpacked(q, k, v)
-    many = extra_k is not None and extra_k.shape[2] > 0
-    for clips, heads, found in groups(q, mask, offsets, counts, edges):
-        own: list[Any] = [None if x is None else x[clips, :, :, heads] for x in (q, k, v, extra_k, extra_v)]
-        into, sums = out[clips, :, :, heads], lse[clips, :, :, heads]
-        sound = _forward(into, sums, *own, found, scale)  # type: ignore[call-arg]
-        there = [any(state) or many for state in zip(found.seen, found.zeros)] if k.shape[2] else [many] * q.shape[1]
-        if not sound or not (sums if all(there) else sums[:, there]).isfinite().all():
-            for b in range(clips.start, clips.stop):
+    given = (*unpacked(q, k, v), extra_k, extra_v)
+    more = extra_k is not None and extra_k.shape[2] > 0
+    for group in groups(q, mask, offsets, counts, edges):
+        into, sums, *own = (group.of(x) for x in (out, lse, *given))
+        sound = _forward(into, sums, *own, group, scale)  # type: ignore[call-arg]
+        seen = [
+            (given[1].shape[2] > 0 and (some or count > 0)) or more for some, count in zip(group.plan.seen, group.plan.zeros)
+        ]
+        if not sound or not finite(sums if all(seen) else sums[:, seen]):
+            for b in range(group.clips.start, group.clips.stop):
                 call: list[Any] = [None if x is None else x[b : b + 1] for x in (q, k, v, extra_k, extra_v, mask)]
-                for memory_b, part in zip((out, lse), reference.forward(*call, *options)):  # type: ignore[call-arg]
-                    memory_b[b : b + 1, :, :, heads] = part[:, :, :, heads]
+                for into, part in zip((out, lse), reference.forward(*call, *options)):  # type: ignore[call-arg]
+                    into[b : b + 1, :, :, group.heads] = part[:, :, :, group.heads]
     return out, lse
 
 
 def _forward(
-    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, found: Plan,
+    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, group: Group,
     scale: float,
 ) -> bool:  # fmt: skip
     """Whether PyTorch's kernel has lost no NaN and no infinity, as it does where a query has nothing else: that one's
     log-sum-exp is then 0, and so it seldom is otherwise.
     """
-    keys, sound = k.shape[2], True
+    keys, sound, found = k.shape[2], True, group.plan
     if not all(found.seen) or keys == 0:
         out.zero_()
         lse.fill_(-math.inf)
@@ -92,7 +99,11 @@ def _forward(
         for turn, pieces in enumerate(found.rounds):
             for piece in _separate(pieces, q):
                 part, part_lse = windows.attend(q, piece, scale)
-                sound = sound and bool(part_lse.all())
+                sound = sound and lost_nothing(part_lse)
+                if group.whole:
+                    put(out, part)
+                    put(lse, part_lse)
+                    continue
                 frames = slice(piece.first, piece.last)
                 if turn == 0:
                     out[:, frames] = part
@@ -107,7 +118,7 @@ def _forward(
     if extra_k is not None and extra_v is not None and extra_k.shape[2] > 0:
         if extra_k.shape[2] > FEW or _extension.why_no_cpu() is not None:
             part, part_lse = Windows(extra_k, extra_v).attend(q, Piece(0, q.shape[1], 0, 1, True), scale)
-            sound = sound and bool(part_lse.all())
+            sound = sound and lost_nothing(part_lse)
             join(out, lse, part, part_lse)
         else:
             _extension.compiled("attend_extra_")(out, lse, q, extra_k, extra_v, scale)
@@ -122,55 +133,52 @@ def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     q, k, v, extra_k, extra_v, mask = inputs
     given = (*unpacked(q, k, v), extra_k, extra_v)
     grads: list[Any] = [None if x.shape == (0,) else x for x in memory]
-    into = [*(unpacked(*grads[:3]) if q.dim() == 6 and grads[0] is not None else grads[:3]), *grads[3:]]
-    for clips, heads, found in groups(q, mask, offsets, counts, edges):
-
-        def of(x: Any, clips: slice = clips, heads: slice = heads) -> Any:
-            return None if x is None else x[clips, :, :, heads]
-
-        whole = [of(x) for x in (grad, out, lse)]
-        if all(_finite(x) for x in whole[:2]):
-            _backward([of(x) for x in into], *whole, *map(of, given), found, scale)  # type: ignore[call-arg]
+    packed = q.dim() == 6 and grads[0] is not None
+    into = [*(unpacked(*grads[:3]) if packed else grads[:3]), *grads[3:]]
+    for group in groups(q, mask, offsets, counts, edges):
+        group = group._replace(whole=group.whole and not packed)
+        whole = [group.of(x) for x in (grad, out, lse)]
+        if all(finite(x) for x in whole[:2]):
+            _backward([group.of(x) for x in into], *whole, *map(group.of, given), group, scale)  # type: ignore[call-arg]
             continue
-        for b in range(clips.start, clips.stop):
+        for b in range(group.clips.start, group.clips.stop):
             call = [None if x is None else x[b : b + 1] for x in inputs]
             ends = (out[b : b + 1], lse[b : b + 1], wanted)
             for memory_b, part in zip(memory, EXACT.backward(grad[b : b + 1], *call, offsets, counts, edges, scale, *ends)):
                 if memory_b.shape != (0,):
-                    memory_b[b : b + 1, ..., heads, :] = part[..., heads, :]
+                    memory_b[b : b + 1, ..., group.heads, :] = part[..., group.heads, :]
     return memory
-
-
-def _finite(x: Tensor) -> bool:
-    """Whether all numbers are, in one pass; a sum that overflows says no, too."""
-    return bool(x.sum(dtype=torch.float32 if x.dtype == torch.float16 else None).isfinite())
 
 
 def _backward(
     grads: Sequence[Tensor | None], grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
-    extra_k: Tensor | None, extra_v: Tensor | None, found: Plan, scale: float,
+    extra_k: Tensor | None, extra_v: Tensor | None, group: Group, scale: float,
 ) -> None:  # fmt: skip
     dq, dk, dv, dextra_k, dextra_v = grads
-    single = _own_frame(found, q.shape[1])  # every frame of keys is read once
-    dq = torch.empty_like(q) if dq is None else dq
-    if not all(found.seen) or k.shape[2] == 0:
+    dq = torch.empty_like(out) if dq is None else dq
+    if not all(group.plan.seen) or k.shape[2] == 0:
         dq.zero_()
-    for x in (dk, dv):
-        if x is not None and not single:
-            x.zero_()
+    of_frames = [Frames(x) for x in (dk, dv)]
     if k.shape[2] > 0:
         windows = Windows(k, v)
-        for turn, pieces in enumerate(found.rounds):
+        for turn, pieces in enumerate(group.plan.rounds):
             for piece in _separate(pieces, q):
                 part, *of_keys = windows.derive(grad, q, out, lse, piece, scale)
+                if group.whole:
+                    for x, parts in zip((dq, dk, dv), (part, *of_keys)):
+                        if x is not None:
+                            put(x, parts.reshape(x.shape))
+                    continue
                 frames = slice(piece.first, piece.last)
                 if turn == 0:
                     dq[:, frames] = part
                 else:
                     dq[:, frames] += part
-                for x, parts in zip((dk, dv), of_keys):
-                    if x is not None:
-                        _to_frames(x, parts, piece, single)
+                for sums, parts in zip(of_frames, of_keys):
+                    sums.add(parts, piece)
+    if not group.whole:
+        for sums in of_frames:
+            sums.finish()
     if extra_k is None or extra_v is None or extra_k.shape[2] == 0:
         return
     if extra_k.shape[2] > FEW or _extension.why_no_cpu() is not None:
@@ -185,17 +193,62 @@ def _backward(
     _extension.compiled("attend_extra_backward_")(dq, *into, grad, out, lse, q, extra_k, extra_v, scale)
 
 
-def _to_frames(x: Tensor, parts: Tensor, piece: Piece, single: bool) -> None:
-    """The gradients of a piece's views, to the frames ``x [B, T, L, H, D]`` that they are views of."""
-    if single:
-        x.copy_(parts.reshape(x.shape))
-        return
-    parts = parts.unflatten(1, (piece.frames, x.shape[2]))
-    if piece.moving:
-        for i in range(piece.frames):
-            x[0, piece.key + i : piece.key + i + len(parts)] += parts[:, i]
+class Frames:
+    """Gradients of keys ``[B, T, L, H, D]``, to which pieces add theirs; None where they are not wanted."""
+
+    def __init__(self, x: Tensor | None) -> None:
+        self.x, self.written = x, [False] * (0 if x is None else x.shape[1])
+
+    def add(self, parts: Tensor, piece: Piece) -> None:
+        """``[frames of queries, frames * L, H, D]``, or of several clips where the piece's frames are single."""
+        if self.x is None:
+            return
+        if piece.frames == 1 and piece.moving:
+            self._add(parts.reshape(len(self.x), -1, *self.x.shape[2:]), piece.key)
+            return
+        parts = parts.unflatten(1, (piece.frames, self.x.shape[2]))
+        if piece.moving:
+            for i in range(piece.frames):
+                self._add(parts[None, :, i], piece.key + i)
+        else:
+            self._add(parts, piece.key)
+
+    def _add(self, parts: Tensor, first: int) -> None:
+        """``[B, frames, L, H, D]`` to the frames from the first on."""
+        assert self.x is not None
+        last = first + parts.shape[1]
+        for known, run in groupby(range(first, last), key=lambda s: self.written[s]):
+            own = list(run)
+            into, part = self.x[:, own[0] : own[-1] + 1], parts[:, own[0] - first : own[-1] + 1 - first]
+            if known:
+                into += part
+            else:
+                into.copy_(part)
+        self.written[first:last] = [True] * (last - first)
+
+    def finish(self) -> None:
+        """Frames that nobody sees have a gradient of zero."""
+        for s, known in enumerate(self.written):
+            if not known:
+                assert self.x is not None
+                self.x[:, s].zero_()
+
+
+def put(into: Tensor, part: Tensor) -> None:
+    """The memory's content: the part's own memory in its place, where both lie alike."""
+    if part.stride() == into.stride():
+        into.set_(part)  # type: ignore[call-overload]
     else:
-        x[0, piece.key : piece.key + piece.frames] += parts[0]
+        into.copy_(part)
+
+
+def lost_nothing(lse: Tensor) -> bool:
+    return bool((1 / lse).sum().isfinite())
+
+
+def finite(x: Tensor) -> bool:
+    """Whether all numbers are, in one pass; a sum that overflows says no, too."""
+    return bool(x.sum(dtype=torch.float32 if x.dtype == torch.float16 else None).isfinite())
 
 
 def join(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
