@@ -208,6 +208,32 @@ def lora_published(
     return F.linear(x, weight, bias) + F.linear(F.linear(x, lora_a), lora_b) * scaling
 
 
+def cross_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As published by EVL: scores ``[B, Q, T * N, H]``, their softmax over the keys, and both products by einsum."""
+    k, v = k.flatten(1, 2), v.flatten(1, 2)
+    scores = torch.einsum("nqhc,nkhc->nqkh", q / q.shape[-1] ** 0.5, k)
+    return torch.einsum("nqkh,nkhc->nqhc", scores.softmax(-2), v)
+
+
+def cross_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As published by UniFormerV2: heads to the batch, two products and a softmax."""
+    q, k, v = q.transpose(1, 2), k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
+    shares = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
+    return (shares @ v).transpose(1, 2)
+
+
+def cross_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``scaled_dot_product_attention`` on views, without a copy where frames lie one after the other."""
+    q, k, v = q.transpose(1, 2), k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def cross_sdpa_by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same through one of SDPA's kernels, which raises where that one cannot run."""
+    with sdpa_kernel(backend):
+        return cross_sdpa(q, k, v)
+
+
 Triple = tuple[float, float, float]
 
 
@@ -259,6 +285,7 @@ PEERS |= {
         "elementwise": attention_elementwise,
     },
     "frame_attention": {"concatenated": frames_concatenated},
+    "video_cross_attention": {"einsum": cross_einsum, "products": cross_products, "sdpa": cross_sdpa},
     "token_shift": {"slices": shift_slices, "cat": shift_cat},
     "temporal_conv": {"conv3d": conv_conv3d, "channels_last": conv_channels_last, "shifted_add": conv_shifted_add},
     "st_adapter": {"published": st_adapter_published, "shifted_add": st_adapter_shifted_add},
@@ -278,5 +305,11 @@ GPU_PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "frame_attention": {
         "concatenated, flash": partial(frames_concatenated_by, SDPBackend.FLASH_ATTENTION),
         "concatenated, cudnn": partial(frames_concatenated_by, SDPBackend.CUDNN_ATTENTION),
+    },
+    "video_cross_attention": {
+        "sdpa flash": partial(cross_sdpa_by, SDPBackend.FLASH_ATTENTION),
+        "sdpa math": partial(cross_sdpa_by, SDPBackend.MATH),
+        "sdpa efficient": partial(cross_sdpa_by, SDPBackend.EFFICIENT_ATTENTION),
+        "sdpa cudnn": partial(cross_sdpa_by, SDPBackend.CUDNN_ATTENTION),
     },
 }

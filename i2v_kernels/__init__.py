@@ -13,6 +13,7 @@ from .ops import (
     temporal_conv,
     token_shift,
     token_shift_,
+    video_cross_attention,
 )
 from .patching import kernel_mapping, patch, patched, register_attention, unpatch
 
@@ -35,6 +36,7 @@ __all__ = [
     "token_shift",
     "token_shift_",
     "unpatch",
+    "video_cross_attention",
 ]
 
 _extension.load()

@@ -7,6 +7,7 @@ from .st_adapter import st_adapter
 from .temporal_attention import temporal_attention
 from .temporal_conv import temporal_conv
 from .token_shift import token_shift, token_shift_
+from .video_cross_attention import video_cross_attention
 
 __all__ = [
     "bottleneck_adapter",
@@ -19,4 +20,5 @@ __all__ = [
     "temporal_conv",
     "token_shift",
     "token_shift_",
+    "video_cross_attention",
 ]

@@ -9,12 +9,14 @@ from . import (
     temporal_attention,
     temporal_conv,
     token_shift,
+    video_cross_attention,
 )
 from .opinfo import OpInfo, Sample
 
 OPINFOS: tuple[OpInfo, ...] = (
     temporal_attention.INFO,
     frame_attention.INFO,
+    video_cross_attention.INFO,
     token_shift.INFO,
     temporal_conv.INFO,
     st_adapter.INFO,

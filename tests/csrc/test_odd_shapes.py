@@ -76,6 +76,23 @@ def test_temporal_attention_at_its_limits():
     check(i2v.temporal_attention, (q, k, v), {"causal": True})
 
 
+def test_video_cross_attention():
+    torch.manual_seed(0)
+    for queries, frames, tokens, heads, dim in (
+        (1, 1, 1, 1, 8),
+        (1, 3, 5, 12, 64),
+        (2, 2, 17, 3, 7),
+        (3, 1, 40, 2, 33),
+        (5, 4, 16, 5, 16),
+        (1, 8, 197, 2, 65),
+    ):
+        q, (k, v) = torch.randn(2, queries, heads, dim), torch.randn(2, 2, frames, tokens, heads, dim).unbind(0)
+        mask = torch.rand(2, frames) > 0.3
+        mask[0] = False
+        for kwargs in ({}, {"mask": mask, "scale": 0.3}):
+            check(i2v.video_cross_attention, (q, k, v), kwargs)
+
+
 def test_token_shift():
     torch.manual_seed(0)
     groupings = ([(4, 1), (4, -1)], [(3, -2), (1, 20), (28, -20)], [(1, 2**62), (1, -(2**62))])

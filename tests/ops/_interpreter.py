@@ -62,6 +62,13 @@ MORE = {
         Sample("as many columns as a tile", (randn(2, 4, 20, 64), *bottleneck(64, 192)), {"activation": "relu", "scale": 0.5}),
         Sample("256 columns", (randn(1, 3, 30, 40), *bottleneck(40, 256)), {"activation": "silu", "residual": False}),
     ],
+    "video_cross_attention": [
+        # one query and several, tiles and pieces that end within a frame, blocks of queries
+        Sample("pieces of a frame", (randn(1, 2, 1, 16), *randn(2, 1, 2, 300, 1, 16, seed=1).unbind(0))),
+        Sample("one query, tiles of a frame", (randn(1, 1, 1, 64), *randn(2, 1, 2, 150, 1, 64, seed=1).unbind(0))),
+        Sample("blocks of queries", (randn(1, 70, 2, 16), *randn(2, 1, 2, 40, 2, 16, seed=1).unbind(0)), {"scale": -0.2}),
+        Sample("wide heads", (randn(1, 3, 1, 136), *randn(2, 1, 2, 20, 1, 136, seed=1).unbind(0))),
+    ],
     "patch_embed": [Sample("a wide tile", (pixels(1, 2, 32, 48), *patch_weights(200, 16, 16)), CLIP)],
     "token_shift": [Sample("several tiles", (randn(1, 3, 5, 520), [(264, 1), (3, -1)]), {"padding": "edge"})],
     "temporal_conv": [
@@ -112,9 +119,11 @@ def test_bfloat16(info, sample):
     compare(info, sample, torch.bfloat16, "triton")
 
 
-@pytest.mark.parametrize("info, sample", [c for c in CALLS if c.values[0].name == "temporal_attention"])
+@pytest.mark.parametrize(
+    "info, sample", [c for c in CALLS if c.values[0].name in ("temporal_attention", "video_cross_attention")]
+)
 def test_log_sum_exp(info, sample):
-    log_sum_exp(sample, torch.float32, "triton")
+    log_sum_exp(sample, torch.float32, "triton", info)
 
 
 @pytest.mark.parametrize("dtype, residual", [(torch.float64, False), (torch.float64, True), (torch.bfloat16, False)])
@@ -173,7 +182,9 @@ def test_convolution_by_any_number_of_programs(kernel, options, programs, monkey
     compare(INFOS["temporal_conv"], sample, torch.float32, "triton")
 
 
-@pytest.mark.parametrize("name", ["temporal_attention", "temporal_conv", "bottleneck_adapter", "patch_embed"])
+@pytest.mark.parametrize(
+    "name", ["temporal_attention", "video_cross_attention", "temporal_conv", "bottleneck_adapter", "patch_embed"]
+)
 def test_double_precision_is_refused(name):
     with pytest.raises(NotImplementedError, match="float64"):
         run(INFOS[name], INFOS[name].samples()[0].to(requires_grad=True), "triton")

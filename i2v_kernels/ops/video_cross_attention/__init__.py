@@ -1,0 +1,3 @@
+from .op import video_cross_attention
+
+__all__ = ["video_cross_attention"]
