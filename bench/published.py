@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -41,3 +43,40 @@ class STAdapter(nn.Module):
         hidden = self.conv(hidden).permute(0, 2, 3, 4, 1).contiguous().view(rows, tokens - 1, -1)
         x[:, 1:] += self.fc2(hidden)
         return x
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class EVLAttention(nn.Module):
+    """Projections of all tokens, scores ``[B, Q, L, H]``, their softmax over the tokens."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.v_proj, self.out_proj = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.num_heads = heads
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = self.q_proj(q).unflatten(2, (self.num_heads, -1))
+        k, v = self.k_proj(k).unflatten(2, (self.num_heads, -1)), self.v_proj(v).unflatten(2, (self.num_heads, -1))
+        shares = torch.einsum("nqhc,nkhc->nqkh", q / q.shape[-1] ** 0.5, k).softmax(-2)
+        return self.out_proj(torch.einsum("nqlh,nlhc->nqhc", shares, v).flatten(2))
+
+
+class EVLDecoderLayer(nn.Module):
+    """``x [B, Q, C]``, ``y [B, T * L, C]``."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.attn = EVLAttention(channels, heads)
+        layers = (nn.Linear(channels, 4 * channels), QuickGELU(), nn.Dropout(0.0), nn.Linear(4 * channels, channels))
+        self.mlp = nn.Sequential(OrderedDict(zip(("fc1", "act", "dropout", "fc2"), layers)))
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(channels), nn.LayerNorm(channels), nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        normed = self.norm3(y)
+        x = x + self.attn(self.norm1(x), normed, normed)
+        return x + self.mlp(self.norm2(x))

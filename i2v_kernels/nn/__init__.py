@@ -2,6 +2,7 @@
 
 from . import functional
 from .bottleneck_adapter import BottleneckAdapter
+from .decoder_layer import EVLDecoderLayer, UniFormerV2Extractor
 from .frame_attention import FrameAttention
 from .global_class_attention import GlobalClassAttention
 from .lora_linear import LoRALinear, merge_lora, unmerge_lora
@@ -17,6 +18,7 @@ from .video_prompts import VideoPromptBlock
 
 __all__ = [
     "BottleneckAdapter",
+    "EVLDecoderLayer",
     "FrameAttention",
     "GlobalClassAttention",
     "LoRALinear",
@@ -30,6 +32,7 @@ __all__ = [
     "TemporalConv",
     "TokenShift",
     "TokenT1D",
+    "UniFormerV2Extractor",
     "VideoPromptBlock",
     "functional",
     "merge_lora",

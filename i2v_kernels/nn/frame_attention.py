@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import checks, frame_attention
+from ..ops import checks
+from ..ops.frame_attention import frame_attention
 from ..ops.frame_attention.op import EDGES, Frames, _offsets
 from ..ops.temporal_attention.packing import unpacked
 from .tokens import in_order
