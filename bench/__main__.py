@@ -67,7 +67,7 @@ def why_not(function: Callable[..., Tensor], sample: Sample) -> str | None:
 def check(info: OpInfo, sample: Sample, functions: dict[str, Callable[..., Tensor]]) -> None:
     """A speed-up over something that computes something else is no speed-up."""
     want = info.op(*sample.args, **sample.kwargs, backend="reference").double()
-    tolerance = 8 * torch.finfo(sample.dtype).eps
+    tolerance = max(8 * torch.finfo(sample.dtype).eps, 4e-6)  # float32 adds thousands of numbers that nearly cancel
     for name, function in functions.items():
         got = function(*sample.args, **sample.kwargs).double()
         difference = ((got - want).norm() / want.norm()).item()
