@@ -17,7 +17,7 @@ import i2v_kernels as i2v
 from i2v_kernels.patching import mlp
 
 # One for each kind of replacement.
-NAMES = ("timesformer blocks", "tsm", "conv adapters", "aim blocks")
+NAMES = ("timesformer blocks", "tsm", "conv adapters", "aim blocks", "x-clip blocks", "open-vclip blocks", "clip-vip layers")
 
 
 def both(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
