@@ -28,7 +28,7 @@ import i2v_kernels as i2v
 from . import memory
 from .__main__ import DTYPES, machine, write
 from .measure import rounds, start, summary
-from .published import STAdapter, TemporalShift
+from .published import CLIPViPAttention, OpenVCLIPAttention, STAdapter, TemporalShift, XCLIPBlock
 
 FRAMES = 8
 
@@ -77,12 +77,44 @@ def tsm_resnet(clips: int, tiny: bool) -> tuple[nn.Module, Tensor]:
     return model, torch.randn(clips * FRAMES, 3, side, side)
 
 
+class Called(nn.Module):
+    """Attention, called as its block calls it."""
+
+    def __init__(self, attention: nn.Module, arguments: Callable[[Tensor], tuple[Any, ...]]) -> None:
+        super().__init__()
+        self.attention, self.arguments = attention, arguments
+
+    def forward(self, x: Tensor) -> Any:
+        return self.attention(*self.arguments(x))
+
+
+def x_clip_block(clips: int, tiny: bool) -> tuple[nn.Module, Tensor]:
+    channels, tokens = (64, 5) if tiny else (768, 197)
+    return XCLIPBlock(channels, channels // 64, FRAMES), torch.randn(tokens, clips * FRAMES, channels)
+
+
+def open_vclip_attention(clips: int, tiny: bool) -> tuple[nn.Module, Tensor]:
+    channels, tokens = (64, 5) if tiny else (768, 197)
+    attention = OpenVCLIPAttention(channels, channels // 64, FRAMES)
+    return Called(attention, lambda x: (x, x, x, None, False)), torch.randn(tokens, clips * FRAMES, channels)
+
+
+def clip_vip_attention(clips: int, tiny: bool) -> tuple[nn.Module, Tensor]:
+    channels, patches = (64, 4) if tiny else (768, 196)
+    attention = CLIPViPAttention(channels, channels // 64)
+    x = torch.randn(clips, 4 + FRAMES * patches, channels)
+    return Called(attention, lambda x: (x, (4, FRAMES, patches))), x
+
+
 MODELS: dict[str, Callable[[int, bool], tuple[nn.Module, Tensor]]] = {
     "transformers TimeSformer-B": timesformer,
     "transformers X-CLIP-B/16, vision": xclip,
     "open_clip ViT-B/16, ST-Adapter 3x1x1": partial(adapted_vit, kernel=(3, 1, 1)),
     "open_clip ViT-B/16, ST-Adapter 3x3x3": partial(adapted_vit, kernel=(3, 3, 3)),
     "torchvision ResNet-50, TSM": tsm_resnet,
+    "X-CLIP's block, ViT-B/16": x_clip_block,
+    "Open-VCLIP's attention, 3 frames": open_vclip_attention,
+    "CLIP-ViP's attention, ViT-B/16": clip_vip_attention,
 }
 
 
@@ -148,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: left out: {error}", flush=True)
             continue
         try:
-            rows += measure(name, plain.to(device).eval(), x.to(device), dtypes, options.seconds)
+            rows += measure(name, clips, plain.to(device).eval(), x.to(device), dtypes, options.seconds)
         except Exception as error:  # the other models are measured all the same
             if options.model:
                 raise
@@ -159,9 +191,11 @@ def main(argv: list[str] | None = None) -> int:
     return int(failed > 0)
 
 
-def measure(name: str, plain: nn.Module, x: Tensor, dtypes: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+def measure(
+    name: str, clips: int, plain: nn.Module, x: Tensor, dtypes: Sequence[str], seconds: float
+) -> list[dict[str, Any]]:
     """One row per dtype and mode."""
-    device, clips, rows = x.device.type, len(x) // (FRAMES if x.dim() == 4 else 1), []
+    device, rows = x.device.type, []
     # With the same weights: where a copy of them came to lie would be measured too.
     patched = copy.deepcopy(plain, {id(tensor): tensor for tensor in (*plain.parameters(), *plain.buffers())})
     i2v.patch(patched)

@@ -50,6 +50,7 @@ def proxy_attention(q: Tensor, k: Tensor, v: Tensor, proxies: int, frames: int, 
     parts = [x.split([proxies, x.shape[1] - proxies], dim=1) for x in (q, k, v)]
     own = [patches.unflatten(1, (frames, -1)) for _, patches in parts]  # [B, T, P, H, D]
     common = parts[1][0][:, None], parts[2][0][:, None]  # [B, 1, M, H, D]
-    of_frames = frame_attention(*own, frames=(0,), extra=common, scale=scale).flatten(1, 2)
+    # the proxies first: of what is computed later, the larger part, the gradients come first, when there are no others yet
     of_clip = frame_attention(parts[0][0][:, None], k[:, None], v[:, None], frames=(0,), scale=scale)[:, 0]
+    of_frames = frame_attention(*own, frames=(0,), extra=common, scale=scale).flatten(1, 2)
     return torch.cat([of_clip, of_frames], dim=1)
