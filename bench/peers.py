@@ -234,6 +234,28 @@ def cross_sdpa_by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tenso
         return cross_sdpa(q, k, v)
 
 
+def bias_published(
+    q: Tensor, k: Tensor, weight_previous: Tensor, weight_next: Tensor, grid: tuple[int, int], prefix: int = 1
+) -> Tensor:
+    """As published by EVL: scores with the heads innermost, a weight gathered for every pair of patches."""
+    batch, frames, tokens, _, dim = q.shape
+    index = _relative_places(*grid, q.device)
+    out = torch.zeros(batch, frames, tokens, weight_previous.shape[1], dtype=q.dtype, device=q.device)
+    for rows, keys, weight in (
+        (slice(1, None), slice(None, -1), weight_previous), (slice(None, -1), slice(1, None), weight_next),
+    ):  # fmt: skip
+        scores = torch.einsum("btqhd,btkhd->btqkh", q[:, rows, prefix:] / dim**0.5, k[:, keys, prefix:])
+        out[:, rows, prefix:] += torch.einsum("btqk,qkc->btqc", scores.softmax(-2).mean(-1), weight[index])
+    return out
+
+
+def _relative_places(height: int, width: int, device: torch.device) -> Tensor:
+    """``[P, P]``: rows of the weights."""
+    row, column = (place.flatten() for place in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    places = (row[:, None] - row + height - 1) * (2 * width - 1) + column[:, None] - column + width - 1
+    return places.to(device)
+
+
 Triple = tuple[float, float, float]
 
 
@@ -291,6 +313,7 @@ PEERS |= {
     "st_adapter": {"published": st_adapter_published, "shifted_add": st_adapter_shifted_add},
     "bottleneck_adapter": {"published": bottleneck_published},
     "lora_linear": {"published": lora_published},
+    "frame_bias": {"published": bias_published},
     "patch_embed": {"conv2d": embed_conv2d, "channels_last": embed_channels_last, "linear": embed_linear},
 }
 

@@ -5,6 +5,7 @@ from .explain import Explanation, explain
 from .ops import (
     bottleneck_adapter,
     frame_attention,
+    frame_bias,
     lora_linear,
     merge_attention,
     patch_embed,
@@ -23,6 +24,7 @@ __all__ = [
     "bottleneck_adapter",
     "explain",
     "frame_attention",
+    "frame_bias",
     "kernel_mapping",
     "lora_linear",
     "merge_attention",

@@ -1,5 +1,6 @@
 from .bottleneck_adapter import bottleneck_adapter
 from .frame_attention import frame_attention
+from .frame_bias import frame_bias
 from .lora_linear import lora_linear
 from .merge import merge_attention
 from .patch_embed import patch_embed
@@ -12,6 +13,7 @@ from .video_cross_attention import video_cross_attention
 __all__ = [
     "bottleneck_adapter",
     "frame_attention",
+    "frame_bias",
     "lora_linear",
     "merge_attention",
     "patch_embed",

@@ -3,6 +3,7 @@
 from . import (
     bottleneck_adapter,
     frame_attention,
+    frame_bias,
     lora_linear,
     patch_embed,
     st_adapter,
@@ -17,6 +18,7 @@ OPINFOS: tuple[OpInfo, ...] = (
     temporal_attention.INFO,
     frame_attention.INFO,
     video_cross_attention.INFO,
+    frame_bias.INFO,
     token_shift.INFO,
     temporal_conv.INFO,
     st_adapter.INFO,

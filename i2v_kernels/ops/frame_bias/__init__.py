@@ -1,0 +1,3 @@
+from .op import frame_bias
+
+__all__ = ["frame_bias"]
