@@ -1,9 +1,9 @@
 """The mean attention of a row of queries over the relative places that it can reach, and the weights that lie there.
 
 Of ``2 * height - 1`` relative rows a row of queries reaches ``height``, which follow each other; a group of its queries, in
-columns that follow each other, reaches ``width + group - 1`` relative columns. So attention scattered to ``height * 2 * (width +
-group - 1)`` cells (2: of the previous and the next frame) times as many weights, a slice of memory, is the output, at ``(width +
-group - 1) / width`` times the flops that a gathered weight for each pair of patches would take.
+columns that follow each other, reaches ``R = width + group - 1`` relative columns. So attention scattered to ``height * 2 * R``
+cells (2: of the previous and the next frame) times as many weights, a slice of memory, is the output: at ``R / width`` times
+the flops that a gathered weight for each pair of patches would take.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ _OP = Op(
     backward_schema=f"(Tensor grad, {_ARGUMENTS}, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
     backends=(
         _EXACT,
-        Backend("cpu", _cpu_can_run, _forward, _backward, formula=reference.forward),
+        Backend("cpu", _cpu_can_run, _forward, _backward),
         triton_backend(NAME, _triton_limits),
     ),
     preference={"cpu": ("cpu",), "cuda": ("triton",)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -20,10 +21,13 @@ from .cells import Cells, add_weight_gradients, cell_gradients, outputs
 
 
 @triton.jit
-def _cell(o_q, o_k, i_f, F, side, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr):
+def _cell(
+    o_q, o_k, i_f, F, side,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr, PLACE: tl.constexpr,
+):  # fmt: skip
     """``[BQ, BK]``: where pairs of queries and keys of frame i_f of F stand among the cells; see cells.py."""
     o_j = o_q % WIDTH
-    o_row = (o_q // WIDTH * (WIDTH // GROUP) + o_j // GROUP).to(tl.int64) * F + i_f
+    o_row = (o_q // WIDTH * (WIDTH // GROUP) + o_j // GROUP).to(PLACE) * F + i_f
     o_row = (o_row * GROUP + o_j % GROUP) * (HEIGHT * 2 * COLUMNS) + side * COLUMNS + o_j % GROUP
     o_cell = (HEIGHT - 1 - o_k // WIDTH) * (2 * COLUMNS) + WIDTH - 1 - o_k % WIDTH
     return o_row[:, None] + o_cell[None, :]
@@ -68,6 +72,7 @@ def frame_bias_cells_kernel(
     s_qb, s_qt, s_qn, s_qh,
     s_kb, s_kt, s_kn, s_kh,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
+    PLACE: tl.constexpr,  # dtype that counts cells
     DOT: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, UNIT: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -98,7 +103,7 @@ def frame_bias_cells_kernel(
                 o_row += P
             p_q += s_qh * UNIT
             p_k += s_kh * UNIT
-        p_cells = cells + _cell(o_q, o_k, i_f, F, side, HEIGHT, WIDTH, GROUP, COLUMNS)
+        p_cells = cells + _cell(o_q, o_k, i_f, F, side, HEIGHT, WIDTH, GROUP, COLUMNS, PLACE)
         m_pair = m_q[:, None] & (o_k < P)[None, :]
         tl.store(p_cells, (b_mean * (1.0 / H)).to(cells.dtype.element_ty), mask=m_pair)
 
@@ -113,6 +118,7 @@ def frame_bias_rows_kernel(
     s_kb, s_kt, s_kn, s_kh,
     s_dqb, s_dqt, s_dqn, s_dqh,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
+    PLACE: tl.constexpr,  # dtype that counts cells
     DOT: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, UNIT: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -145,7 +151,7 @@ def frame_bias_rows_kernel(
                 b_l = b_l * b_alpha + tl.sum(b_p, 1)
                 if d_cells is not None:
                     m_pair = m_q[:, None] & (o_k < P)[None, :]
-                    o_cell = _cell(o_q, o_k, i_f, F, side, HEIGHT, WIDTH, GROUP, COLUMNS)
+                    o_cell = _cell(o_q, o_k, i_f, F, side, HEIGHT, WIDTH, GROUP, COLUMNS, PLACE)
                     b_delta = b_delta * b_alpha + tl.sum(b_p * _mean_gradient(d_cells, o_cell, m_pair, H), 1)
                 b_m = b_new
             b_l = 1.0 / b_l
@@ -161,7 +167,7 @@ def frame_bias_rows_kernel(
                     b_k = read(p_k, o_k < P, D, BD, DOT)
                     b_p = _exp(_scores(b_q, b_k, o_k, scale, P, PRECISION) - b_m[:, None]) * b_l[:, None]
                     m_pair = m_q[:, None] & (o_k < P)[None, :]
-                    o_cell = _cell(o_q, o_k, i_f, F, side, HEIGHT, WIDTH, GROUP, COLUMNS)
+                    o_cell = _cell(o_q, o_k, i_f, F, side, HEIGHT, WIDTH, GROUP, COLUMNS, PLACE)
                     b_ds = b_p * (_mean_gradient(d_cells, o_cell, m_pair, H) - b_delta[:, None])
                     b_ds = tl.where(m_pair, b_ds * scale, 0.0).to(DOT)
                     b_dq += tl.dot(b_ds, b_k, input_precision=PRECISION)
@@ -177,6 +183,7 @@ def frame_bias_columns_kernel(
     s_kb, s_kt, s_kn, s_kh,
     s_dkb, s_dkt, s_dkn, s_dkh,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
+    PLACE: tl.constexpr,  # dtype that counts cells
     DOT: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, UNIT: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -205,11 +212,14 @@ def frame_bias_columns_kernel(
                 b_s = _scores(b_q, b_k, o_k, scale, P, PRECISION)
                 b_p = _softmax(b_s, stats, o_row, m_q, rows)
                 m_pair = m_q[:, None] & m_k[None, :]
-                o_cell = _cell(o_q, o_k, i_f, F, side, HEIGHT, WIDTH, GROUP, COLUMNS)
+                o_cell = _cell(o_q, o_k, i_f, F, side, HEIGHT, WIDTH, GROUP, COLUMNS, PLACE)
                 b_ds = _mean_gradient(d_cells, o_cell, m_pair, H) - tl.load(delta + o_row, mask=m_q, other=0)[:, None]
                 b_ds = tl.where(m_pair, b_p * b_ds * scale, 0.0).to(DOT)
                 b_dk += tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION)
     write(_frame(dk, i_u, i_h, o_k, T, prefix, s_dkb, s_dkt, s_dkn, s_dkh, BD, UNIT), b_dk, m_k, D, BD)
+
+
+_STEPS = ("s_dqb", "s_dqt", "s_dqn", "s_dqh")
 
 
 @dataclass(frozen=True)
@@ -237,7 +247,7 @@ def tiles(patches: int, dim: int, itemsize: int, forward: bool) -> Tiles:
         return Tiles(16, 32 if bd <= 64 else 16, bd, 128)
     if forward and whole(patches, dim, itemsize):
         keys = max(pow2(patches), 16)
-        return Tiles(min(64, keys), keys, bd, 256 if keys > 128 else 128)
+        return Tiles(min(32, keys), keys, bd, 256 if keys > 128 else 128)
     return Tiles(64, 64, bd, 128)
 
 
@@ -246,8 +256,9 @@ def _arguments(q: Tensor, grid: Cells, prefix: int, scale: float, tile: Tiles) -
     batch, frames, _, heads, dim = q.shape
     wide = dots_in_fp32(q.dtype) or q.dtype == torch.float32
     dot = tl.float32 if wide else (tl.float16 if q.dtype == torch.float16 else tl.bfloat16)
-    args = {"F": batch * frames, "T": frames, "H": heads, "prefix": prefix, "scale": float(scale)}
-    constexprs = {"HEIGHT": grid.height, "WIDTH": grid.width, "GROUP": grid.group, "COLUMNS": grid.columns}
+    args: dict[str, Any] = {"F": batch * frames, "T": frames, "H": heads, "prefix": prefix, "scale": float(scale)}
+    constexprs: dict[str, Any] = {"HEIGHT": grid.height, "WIDTH": grid.width, "GROUP": grid.group, "COLUMNS": grid.columns}
+    constexprs["PLACE"] = tl.int32 if prod(grid.shape(batch * frames)) < 2**31 else tl.int64
     constexprs |= {"DOT": dot, "PRECISION": dot_precision(q.dtype), "D": dim, "BQ": tile.BQ, "BK": tile.BK, "BD": tile.BD}
     return args, constexprs
 
@@ -263,7 +274,7 @@ def plan(q: Tensor, k: Tensor, cells: Tensor, height: int, width: int, prefix: i
     n_q, launches = cdiv(patches, tile.BQ), []
     if not whole(patches, dim, q.itemsize):
         args["stats"] = torch.empty(2, 2, batch * frames, heads, patches, dtype=torch.float32, device=q.device)
-        nothing: dict[str, Any] = {"d_cells": None, "dq": None, "delta": None, **dict.fromkeys(("s_dqb", "s_dqt", "s_dqn", "s_dqh"), 0)}
+        nothing: dict[str, Any] = {"d_cells": None, "dq": None, "delta": None, **dict.fromkeys(_STEPS, 0)}
         loops = (cdiv(patches, tile.BK),)
         programs = n_q * heads * batch * frames
         launches = [Launch(frame_bias_rows_kernel, programs, {**args, **nothing}, constexprs, tile.threads, loops=loops * 2)]
