@@ -159,6 +159,38 @@ def test_temporal_attention_passes_its_options_on():
     torch.testing.assert_close(module(x, bias=bias), module.proj(want.flatten(3)))
 
 
+@pytest.mark.parametrize("grid, frames, prefix", [((3, 4), 4, 1), ((2, 2), 2, 0), ((4, 3), 1, 1)], ids=str)
+def test_temporal_cross_attention_by_the_pair(grid, frames, prefix):
+    """EVL's formula as the paper has it, one pair of patches at a time, with gradients of all that learns."""
+    torch.manual_seed(0)
+    (height, width), heads = grid, 3
+    module = nn.TemporalCrossAttention(6, grid, prefix).double()
+    assert [name for name, _ in module.named_parameters()] == ["w1", "w2"] and not any(w.any() for w in module.parameters())
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight)
+    q, k = (torch.randn(2, frames, prefix + height * width, heads, 8, dtype=torch.float64, requires_grad=True) for _ in "qk")
+    want = torch.zeros(2, frames, prefix + height * width, 6, dtype=torch.float64)
+    for t in range(frames):
+        for other, weight in ((t - 1, module.w1), (t + 1, module.w2)):
+            if not 0 <= other < frames:
+                continue
+            for a in range(height * width):
+                scores = torch.einsum("bhd,bkhd->bhk", q[:, t, prefix + a], k[:, other, prefix:]) / 8**0.5
+                mean = scores.softmax(-1).mean(1)  # over heads
+                for b in range(height * width):
+                    row, column = a // width - b // width + height - 1, a % width - b % width + width - 1
+                    want = want.index_put(
+                        (torch.arange(2), torch.tensor(t), torch.tensor(prefix + a)),
+                        mean[:, b, None] * weight[row * (2 * width - 1) + column],
+                        accumulate=True,
+                    )
+    got, leaves = module(q, k), (q, k, module.w1, module.w2)
+    torch.testing.assert_close(got, want)
+    grad = torch.randn_like(got)
+    if frames > 1:
+        torch.testing.assert_close(torch.autograd.grad(got, leaves, grad), torch.autograd.grad(want, leaves, grad))
+
+
 def test_functional_temporal_self_attention_refuses_what_does_not_fit():
     x, weight, proj = torch.zeros(2, 4, 3, 24), torch.zeros(72, 24), torch.zeros(24, 24)
     with pytest.raises(ValueError, match="heads=5"):
@@ -213,7 +245,9 @@ def test_patch_embed_leaves_hooks_their_layer():
     assert nn.PatchEmbed.why_not(conv) is None
 
 
-@pytest.mark.parametrize("module", ["functional", "temporal_attention", "token_shift", "temporal_conv", "patch_embed"])
+@pytest.mark.parametrize(
+    "module", ["functional", "temporal_attention", "temporal_cross_attention", "token_shift", "temporal_conv", "patch_embed"]
+)
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"i2v_kernels.nn.{module}"))
     assert result.attempted > 0 and result.failed == 0

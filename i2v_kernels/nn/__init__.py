@@ -13,6 +13,7 @@ from .space_time_attention import SpaceTimeAttention
 from .st_adapter import STAdapter
 from .temporal_attention import TemporalAttention
 from .temporal_conv import TemporalConv
+from .temporal_cross_attention import TemporalCrossAttention
 from .token_shift import TokenShift, TokenT1D, TS2NetShift
 from .video_prompts import VideoPromptBlock
 
@@ -30,6 +31,7 @@ __all__ = [
     "TS2NetShift",
     "TemporalAttention",
     "TemporalConv",
+    "TemporalCrossAttention",
     "TokenShift",
     "TokenT1D",
     "UniFormerV2Extractor",
