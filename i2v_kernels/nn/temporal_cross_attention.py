@@ -11,8 +11,8 @@ from ..ops import checks, frame_bias
 class TemporalCrossAttention(nn.Module):
     """``i2v_kernels.frame_bias`` with learned weights: what EVL (arXiv 2208.03550) adds to the features of its frames.
 
-    The parameters ``w1``, of the previous frame, and ``w2``, of the next one, ``[(2 * H - 1) * (2 * W - 1), C]``, have the names,
-    shapes and zeros that the published class of this name has, so state dicts pass both ways.
+    The parameters ``w1``, of the previous frame, and ``w2``, of the next one, ``[(2 * H - 1) * (2 * W - 1), C]``, have the
+    names, shapes and zeros that the published class of this name has, so state dicts pass both ways.
 
     Args:
         channels: of the features, C.

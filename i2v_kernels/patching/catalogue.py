@@ -20,5 +20,6 @@ RULES: tuple[Rule, ...] = (
     frame_attention.clip_vip,
     evl.attention,
     evl.encoder_layer,
+    evl.cross_attention,
     evl.decoder,
 )

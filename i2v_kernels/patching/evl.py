@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.frame_bias import frame_bias
+from ..ops.frame_bias.reference import relative_index
 from ..ops.temporal_conv import temporal_conv
 from .rules import Found, Inputs, Replacement, has_parts, keeps_its_dtype, not_plain, random_like
 
@@ -60,6 +64,61 @@ def _encode(layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
     mixed = _mixed(layer.attn, q, k, v)
     x = args[0] + mixed
     return {"q": q, "k": k, "v": v, "attn_out": mixed, "out": x + layer.mlp(layer.norm2(x))}
+
+
+_CHECKED: WeakKeyDictionary[nn.Module, tuple[Tensor, int]] = WeakKeyDictionary()  # idx_tensor, and how often it was changed
+
+
+def cross_attention(module: Any) -> Found:
+    """``TemporalCrossAttention``: no weight is gathered for every pair of patches, and the output is where its inputs are."""
+    w1, w2, index, grid = (getattr(module, name, None) for name in ("w1", "w2", "idx_tensor", "spatial_size"))
+    if not all(isinstance(x, Tensor) and x.dim() == 2 for x in (w1, w2, index)) or list(module.children()):
+        return None
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2 or w1.shape != w2.shape:
+        return None
+    if len(w1) != (2 * grid[0] - 1) * (2 * grid[1] - 1) or len(index) != grid[0] * grid[1]:
+        return None
+    if not index.is_meta and not _places_hold(module, wait=True):
+        return "its idx_tensor is not that of relative places in its spatial_size"
+    return Replacement(_attend_across, "frame_bias", _pair, reads=("idx_tensor",), stand_in=_narrowed)
+
+
+def _places_hold(module: Any, wait: bool = False) -> bool:
+    """Whether ``idx_tensor`` holds what the op takes for granted. One on a GPU is read once, when the module is patched."""
+    index = module.idx_tensor
+    known = _CHECKED.get(module)
+    if known is not None and known[0] is index and known[1] == index._version:
+        return True
+    if not (wait or index.is_cpu) or not torch.equal(index.cpu(), relative_index(*module.spatial_size)):
+        return False
+    if not index.is_inference():
+        _CHECKED[module] = index, index._version
+    return True
+
+
+def _narrowed(module: Any) -> None:
+    """Columns of the weights are alike: with all of them a trial would take gigabytes."""
+    for name in ("w1", "w2"):
+        setattr(module, name, nn.Parameter(getattr(module, name).detach()[:, :8].clone()))
+
+
+def _pair(module: Any) -> Inputs:
+    height, width = module.spatial_size
+    q = random_like(module, 1, 3, 1 + height * width, 2, 8)
+    return q, q.roll(1, 1) + 0.5 * q.flip(2)
+
+
+def _attend_across(module: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+    if kwargs or len(args) != 2 or torch.compiler.is_compiling() or not _places_hold(module):
+        return original(*args, **kwargs)
+    (q, k), (height, width) = args, module.spatial_size
+    if any(x.dim() != 5 or x.stride(4) != 1 for x in args) or q.shape != k.shape or q.shape[2] != 1 + height * width:
+        return original(*args, **kwargs)
+    alike = q.dtype == k.dtype == module.w1.dtype == module.w2.dtype
+    if not (alike or torch.is_autocast_enabled(q.device.type)):
+        return original(*args, **kwargs)
+    bias = frame_bias(q, k, module.w1, module.w2, grid=(height, width))
+    return bias.to(torch.get_default_dtype())  # that of the memory to which the authors' class adds its halves
 
 
 def decoder(module: Any) -> Found:

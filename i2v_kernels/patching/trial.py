@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
@@ -68,10 +69,20 @@ def differs(module: nn.Module, replacement: Replacement) -> str | None:
         if type(t) not in (nn.Parameter, Tensor):
             return f"its {name} is a {type(t).__name__}, a kind of tensor that computes in its own way"
     try:
-        with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"):
+        with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"), _OnCPU():
             return _compare(module, replacement)
     except Exception as error:
         return f"a trial with inputs as expected failed: {type(error).__name__}: {error}"
+
+
+class _OnCPU(TorchFunctionMode):
+    """Memory that a module asks of a GPU by name, whatever its input is on, comes from the CPU, where its copy is tried."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
 
 
 def _compare(module: nn.Module, replacement: Replacement) -> str | None:

@@ -174,6 +174,28 @@ class EVLDecoderLayer(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class EVLCrossAttention(nn.Module):
+    """Between frames; ``device`` is where the authors' class makes its output, whatever its input is on."""
+
+    def __init__(self, spatial_size: tuple[int, int], channels: int, device: str = "cuda") -> None:
+        super().__init__()
+        (height, width), self.spatial_size, self.place = spatial_size, spatial_size, device
+        self.w1, self.w2 = (nn.Parameter(torch.zeros((2 * height - 1) * (2 * width - 1), channels)) for _ in range(2))
+        row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
+        self.idx_tensor = (row[:, None] - row + height - 1) * (2 * width - 1) + column[:, None] - column + width - 1
+
+    def forward_half(self, q: Tensor, k: Tensor, weight: Tensor) -> Tensor:
+        scores = torch.einsum("ntqhd,ntkhd->ntqkh", q[:, :, 1:] / q.shape[-1] ** 0.5, k[:, :, 1:])
+        self.idx_tensor = self.idx_tensor.to(weight.device)
+        return torch.einsum("ntqk,qkc->ntqc", scores.softmax(-2).mean(-1), weight[self.idx_tensor])
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        out = torch.zeros([*q.shape[:3], self.w1.shape[-1]], device=self.place)
+        out[:, 1:, 1:] += self.forward_half(q[:, 1:], k[:, :-1], self.w1)
+        out[:, :-1, 1:] += self.forward_half(q[:, :-1], k[:, 1:], self.w2)
+        return out
+
+
 class EVLDecoder(nn.Module):
     """At first without cross attention between frames, which the authors' code makes on a GPU alone."""
 
