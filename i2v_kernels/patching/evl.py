@@ -71,9 +71,10 @@ _CHECKED: WeakKeyDictionary[nn.Module, tuple[Tensor, int]] = WeakKeyDictionary()
 
 def cross_attention(module: Any) -> Found:
     """``TemporalCrossAttention``: no weight is gathered for every pair of patches, and the output is where its inputs are."""
-    w1, w2, index, grid = (getattr(module, name, None) for name in ("w1", "w2", "idx_tensor", "spatial_size"))
-    if not all(isinstance(x, Tensor) and x.dim() == 2 for x in (w1, w2, index)) or list(module.children()):
+    found: list[Any] = [getattr(module, name, None) for name in ("w1", "w2", "idx_tensor")]
+    if not all(isinstance(x, Tensor) and x.dim() == 2 for x in found) or list(module.children()):
         return None
+    (w1, w2, index), grid = found, getattr(module, "spatial_size", None)
     if not isinstance(grid, (tuple, list)) or len(grid) != 2 or w1.shape != w2.shape:
         return None
     if len(w1) != (2 * grid[0] - 1) * (2 * grid[1] - 1) or len(index) != grid[0] * grid[1]:
