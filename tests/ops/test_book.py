@@ -131,7 +131,7 @@ def tree(tmp_path_factory):
         assert f"{op}: its README.md lacks # {op}, ## What it computes, ## Layout, bytes, flops" in said
         assert f"{op}: README.md's table of ops lacks its row, with the backends {backends}\n" in said
         shutil.copy(BOOK / op / "testing.py", tree.root / "i2v_kernels" / "testing" / f"{op}.py")
-        tree.edit("i2v_kernels/testing/__init__.py", "lora_linear, ", f"{op}, ")
+        tree.edit("i2v_kernels/testing/__init__.py", "    lora_linear,\n", f"    {op},\n")
         tree.edit("i2v_kernels/testing/__init__.py", "    lora_linear.INFO,\n", f"    {op}.INFO,\n")
         shutil.copy(BOOK / op / "README.md", tree.root / "i2v_kernels" / "ops" / op)
         row = f"| [`{op}`](i2v_kernels/ops/{op}/README.md) | nothing of use | {backends} | tests |\n"
