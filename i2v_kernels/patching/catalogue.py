@@ -1,6 +1,6 @@
 """All rules. The first that knows a module decides about it."""
 
-from . import adapter, attention, clip_blocks, conv, evl, frame_attention, lora, mlp, shift, timesformer
+from . import adapter, attention, clip_blocks, conv, evl, frame_attention, lora, mlp, readout, shift, timesformer
 from .rules import Rule
 
 RULES: tuple[Rule, ...] = (
@@ -22,4 +22,6 @@ RULES: tuple[Rule, ...] = (
     evl.encoder_layer,
     evl.cross_attention,
     evl.decoder,
+    readout.evl_decoder_layer,
+    readout.uniformer_extractor,
 )

@@ -177,6 +177,6 @@ MODELS = {
     "clip-vip layers": (clip_vip_layers, {"CLIPViPAttention", "Sequential"}),
     "st-adapter blocks": (st_blocks, {"STAdapter", "Conv3d", "Sequential"}),
     "timesformer blocks": (timesformer_blocks, {"TimeSformerBlock", "Attention", "Sequential"}),
-    "evl": (evl, {"EVLDecoder", "EVLEncoderLayer", "EVLAttention", "Sequential"}),
+    "evl": (evl, {"EVLDecoder", "EVLDecoderLayer", "EVLEncoderLayer", "EVLAttention", "Sequential"}),
     "peft lora": (peft_lora, {"Linear"}),
 }

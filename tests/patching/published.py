@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -223,6 +224,35 @@ class EVLDecoder(nn.Module):
                 seen += self.cross_attention[i](in_features[i]["q"], in_features[i]["k"])
             x = layer(x, seen.flatten(1, 2))
         return x
+
+
+class Extractor(nn.Module):
+    """UniFormerV2's global block: one query and all tokens of a clip, sequence-first."""
+
+    def __init__(self, channels: int, heads: int, dropout: float = 0.0, drop: float = 0.0) -> None:
+        super().__init__()
+        self.attn, self.attn_mask = nn.MultiheadAttention(channels, heads), None
+        self.ln_1, self.ln_2, self.ln_3 = (nn.LayerNorm(channels) for _ in range(3))
+        layers = {
+            "c_fc": nn.Linear(channels, 4 * channels), "gelu": QuickGELU(), "dropout": nn.Dropout(dropout),
+            "c_proj": nn.Linear(4 * channels, channels),
+        }  # fmt: skip
+        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.drop_path = DropPath(drop) if drop else nn.Identity()
+        nn.init.zeros_(self.attn.out_proj.weight)
+
+    def attention(self, x: Tensor, y: Tensor) -> Tensor:
+        weights, biases = self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3)
+        q, k, v = (
+            (each @ weight.T + bias).unflatten(2, (self.attn.num_heads, -1)).permute(1, 2, 0, 3)
+            for each, weight, bias in zip((x, y, y), weights, biases)
+        )
+        scores = q @ k.transpose(-2, -1) / self.attn.head_dim**0.5
+        return self.attn.out_proj((scores.softmax(-1) @ v).permute(2, 0, 1, 3).flatten(2))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attention(self.ln_1(x), self.ln_3(y)))
+        return x + self.drop_path(self.mlp(self.ln_2(x)))
 
 
 class EVL(nn.Module):
