@@ -247,7 +247,7 @@ def tiles(patches: int, dim: int, itemsize: int, forward: bool) -> Tiles:
         return Tiles(16, 32 if bd <= 64 else 16, bd, 128)
     if forward and whole(patches, dim, itemsize):
         keys = max(pow2(patches), 16)
-        return Tiles(min(32, keys), keys, bd, 256 if keys > 128 else 128)
+        return Tiles(16 if keys > 128 else min(32, keys), keys, bd, 128)
     return Tiles(64, 64, bd, 128)
 
 
