@@ -19,6 +19,7 @@ from i2v_kernels.ops.patch_embed import fold
 from i2v_kernels.ops.temporal_conv import triton_backward
 from i2v_kernels.testing import OPINFOS, Sample
 from i2v_kernels.testing.bottleneck_adapter import _parameters as bottleneck
+from i2v_kernels.testing.frame_bias import _call as bias_call
 from i2v_kernels.testing.opinfo import pixels
 from i2v_kernels.testing.patch_embed import CLIP
 from i2v_kernels.testing.patch_embed import _parameters as patch_weights
@@ -68,6 +69,9 @@ MORE = {
         Sample("one query, tiles of a frame", (randn(1, 1, 1, 64), *randn(2, 1, 2, 150, 1, 64, seed=1).unbind(0))),
         Sample("blocks of queries", (randn(1, 70, 2, 16), *randn(2, 1, 2, 40, 2, 16, seed=1).unbind(0)), {"scale": -0.2}),
         Sample("wide heads", (randn(1, 3, 1, 136), *randn(2, 1, 2, 20, 1, 136, seed=1).unbind(0))),
+    "frame_bias": [
+        Sample("all keys in a tile of 256", *bias_call(1, 2, (14, 14), 1, 16, 8)),
+        Sample("more keys than a tile", *bias_call(1, 2, (17, 16), 1, 16, 8)),
     ],
     "patch_embed": [Sample("a wide tile", (pixels(1, 2, 32, 48), *patch_weights(200, 16, 16)), CLIP)],
     "token_shift": [Sample("several tiles", (randn(1, 3, 5, 520), [(264, 1), (3, -1)]), {"padding": "edge"})],
