@@ -52,7 +52,8 @@ def blocks_of(grid: Cells, q: Tensor) -> Iterator[Block]:
     """As many clips, and frames if it is one, as cells of one side or scores of a pair of frames make a block."""
     (batch, frames, _, heads, _), patches = q.shape, grid.height * grid.width
     most = block_count(q.device, patches * grid.count // 2 * q.itemsize)
-    clips = max(1, min(most // max(frames, 1), block_count(q.device, heads * patches**2 * q.itemsize)))
+    scores = heads * patches**2 * accumulate_dtype(q.dtype).itemsize
+    clips = max(1, min(most // max(frames, 1), block_count(q.device, scores)))
     length = min(most, frames)
     for b in range(0, batch, clips):
         for t in range(0, frames, length):
