@@ -69,6 +69,7 @@ MORE = {
         Sample("one query, tiles of a frame", (randn(1, 1, 1, 64), *randn(2, 1, 2, 150, 1, 64, seed=1).unbind(0))),
         Sample("blocks of queries", (randn(1, 70, 2, 16), *randn(2, 1, 2, 40, 2, 16, seed=1).unbind(0)), {"scale": -0.2}),
         Sample("wide heads", (randn(1, 3, 1, 136), *randn(2, 1, 2, 20, 1, 136, seed=1).unbind(0))),
+    ],
     "frame_bias": [
         Sample("all keys in a tile of 256", *bias_call(1, 2, (14, 14), 1, 16, 8)),
         Sample("more keys than a tile", *bias_call(1, 2, (17, 16), 1, 16, 8)),
