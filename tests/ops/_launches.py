@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 
 import pytest
@@ -186,7 +187,7 @@ def batch(info, i, clips):
             return tuple(map(resized, x))
         if not isinstance(x, torch.Tensor) or x.dim() < 2 or x.shape[0] != size or x is sample.kwargs.get("bias"):
             return x.clone().requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
+        order = sorted(range(x.dim()), key=lambda d: -x.stride(d) or -math.inf)  # what is expanded: outermost
         shape = (clips, *x.shape[1:])
         new = torch.zeros([shape[d] for d in order], dtype=x.dtype).permute([order.index(d) for d in range(x.dim())])
         return new.requires_grad_() if x.is_floating_point() else new

@@ -60,9 +60,7 @@ def test_temporal_conv_is_depthwise_conv3d_of_st_adapter():
         volume = x[:, :, 1:].reshape(B, T, 3, 4, 20).permute(0, 4, 1, 2, 3)
         want[:, :, 1:] = conv(volume).permute(0, 2, 3, 4, 1).reshape(B, T, 12, 20)
         for backend in ("reference", None):
-            got = i2v.temporal_conv(
-                x, conv.weight, conv.bias, grid=(3, 4), prefix=1, prefix_mode="copy", backend=backend
-            )
+            got = i2v.temporal_conv(x, conv.weight, conv.bias, grid=(3, 4), prefix=1, prefix_mode="copy", backend=backend)
             torch.testing.assert_close(got, want)
 
 

@@ -40,12 +40,16 @@ class Group(NamedTuple):
         return x if x is None or self.whole else x[self.clips, :, :, self.heads]
 
 
-def groups(q: Tensor, mask: Tensor | None, offsets: Sequence[int], counts: Sequence[int], edges: str) -> Iterator[Group]:
-    batch, frames, heads = *q.shape[:2], q.shape[-2]
+def groups(
+    given: Sequence[Tensor], mask: Tensor | None, offsets: Sequence[int], counts: Sequence[int], edges: str
+) -> Iterator[Group]:
+    """For tensors ``[B, T, N, H, D]``: clips are frames like any others where these see their own alone, and lie so."""
+    batch, frames, _, heads, _ = given[0].shape
+    together = batch == 1 or all(frames == 1 or x.stride(0) == frames * x.stride(1) for x in given)
     valid = [None] * batch if mask is None else [None if all(row) else tuple(row) for row in mask.tolist()]
     for first, last, own in head_groups(offsets, counts, heads):
         plans = [plan(frames, own, edges, row) for row in valid]
-        if all(_own_frame(p, frames) for p in plans):
+        if together and all(_own_frame(p, frames) for p in plans):
             yield Group(slice(0, batch), slice(first, last), plans[0], last - first == heads)
             continue
         for b, found in enumerate(plans):
@@ -53,7 +57,7 @@ def groups(q: Tensor, mask: Tensor | None, offsets: Sequence[int], counts: Seque
 
 
 def _own_frame(found: Plan, frames: int) -> bool:
-    """Every frame alone: then clips are frames like any others."""
+    """Every frame sees itself and no other."""
     return found.rounds == ((Piece(0, frames, 0, 1, True),),) and not any(found.zeros)
 
 
@@ -69,7 +73,7 @@ def forward(
         return memory
     given = (*unpacked(q, k, v), extra_k, extra_v)
     more = extra_k is not None and extra_k.shape[2] > 0
-    for group in groups(q, mask, offsets, counts, edges):
+    for group in groups(given[:3], mask, offsets, counts, edges):
         into, sums, *own = (group.of(x) for x in (out, lse, *given))
         sound = _forward(into, sums, *own, group, scale)  # type: ignore[call-arg]
         seen = [
@@ -135,7 +139,7 @@ def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     grads: list[Any] = [None if x.shape == (0,) else x for x in memory]
     packed = q.dim() == 6 and grads[0] is not None
     into = [*(unpacked(*grads[:3]) if packed else grads[:3]), *grads[3:]]
-    for group in groups(q, mask, offsets, counts, edges):
+    for group in groups(given[:3], mask, offsets, counts, edges):
         group = group._replace(whole=group.whole and not packed)
         whole = [group.of(x) for x in (grad, out, lse)]
         if all(finite(x) for x in whole[:2]):

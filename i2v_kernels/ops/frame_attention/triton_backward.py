@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..temporal_attention.triton_tiles import pointers, read, write
 from ..triton_common import Launch, cdiv
-from .triton_tiles import SIZES, common, frame_of, frames_seen, tiles
+from .triton_tiles import EXTRA, SIZES, common, frame_of, frames_seen, tiles
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def read_sums(x, i_b, i_h, o_t, o_q, m_q, s_b, s_t, s_n, s_h):
     return tl.where(b_x == float("inf"), float("nan"), b_x)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=SIZES + EXTRA)
 def frame_attention_queries_kernel(
     g, q, k, v, ek, ev, mask, o, lse,
     delta,  # [B, T, LQ, heads] fp32: <g, o>, for the other kernel
@@ -116,7 +116,7 @@ def readers(i_s, i_o, T, FIRST, LAST, OFFSETS: tl.constexpr, EDGES: tl.constexpr
     return i_first, tl.maximum(tl.minimum(i_last, T - 1) - i_first + 1, 0)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "s_kb", "s_kt", "s_vb", "s_vt"])
 def frame_attention_keys_kernel(
     g, q, k, v, mask, lse, delta, dk, dv,
     T, LQ, L, heads, FIRST, LAST, scale,

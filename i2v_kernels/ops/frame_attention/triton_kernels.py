@@ -18,10 +18,10 @@ from ..triton_launch import run
 from . import reference
 from .frames import head_groups
 from .triton_backward import plan_keys, plan_queries
-from .triton_tiles import SIZES, common, frame_of, frames_outside, frames_seen, join_keys, tiles
+from .triton_tiles import EXTRA, SIZES, common, frame_of, frames_outside, frames_seen, join_keys, tiles
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=SIZES + EXTRA)
 def frame_attention_kernel(
     q, k, v, ek, ev, mask, o,
     lse,  # [B, T, LQ, heads] fp32

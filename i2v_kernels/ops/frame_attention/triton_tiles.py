@@ -14,6 +14,7 @@ from ..temporal_attention.triton_tiles import strides
 from ..triton_common import dot_precision, dots_in_fp32, pow2
 
 SIZES = ["T", "LQ", "L", "M", "heads", "FIRST", "LAST"]  # of which kernels are not compiled anew
+EXTRA = ["s_ekb", "s_ekt", "s_evb", "s_evt"]  # nor where tokens are common to clips, or to a single one
 
 
 @dataclass(frozen=True)
