@@ -33,8 +33,11 @@ def tiles(queries: int, tokens: int, dim: int, itemsize: int, backward: bool) ->
         return Tiles(1, min(bk, max(pow2(tokens), 16)), bd, 1, ONE_WARP)
     if itemsize == 4:  # products on the ordinary units hold their operands in registers: small tiles, many threads
         return Tiles(16, 16, bd, 4, 256 if backward and bd > 64 else 128)
-    bq = 16 if queries <= 16 else 32 if queries <= 32 or bd > 64 else 64
-    rows = (32 if bd <= 64 or (bd <= 128 and bq == 16) else 16) if backward else (64 if bd <= 64 else 32)
+    bq = 16 if queries <= 16 else 32 if queries <= 32 or bd > 64 or backward else 64
+    if backward:  # several blocks of queries keep addresses too
+        rows = 32 if (bd <= 64 and queries <= 32) or (bd <= 128 and queries <= 16) else 16
+    else:
+        rows = 64 if bd <= 64 else 32
     bk = min(rows, max(pow2(tokens), 16))
     warps = bq // 16 * (max(bd // 64, 1) if backward else 1)
     if not backward and bd > 64:
