@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..temporal_attention.triton_tiles import pointers, read, write
 from ..triton_common import Launch, cdiv
-from .triton_tiles import EXTRA, SIZES, common, frame_of, frames_seen, tiles
+from .triton_tiles import EXTRA, SIZES, common, first_rows, frame_of, frames_seen, next_rows, start_of, tiles, within
 
 
 @triton.jit
@@ -20,10 +20,8 @@ def probabilities(b_s, b_lse, m, scale):
 
 
 @triton.jit
-def read_sums(x, i_b, i_h, o_t, o_q, m_q, s_b, s_t, s_n, s_h):
-    """Of rows: a log-sum-exp, or what is like it. An infinite one is no sum: scores of infinity have no softmax."""
-    p_x = x + i_b.to(tl.int64) * s_b + i_h.to(tl.int64) * s_h + o_t.to(tl.int64) * s_t + o_q.to(tl.int64) * s_n
-    b_x = tl.load(p_x, mask=m_q, other=0.0)
+def no_infinity(b_x):
+    """Of a log-sum-exp, or what is like it: an infinite one is no sum, for scores of infinity have no softmax."""
     return tl.where(b_x == float("inf"), float("nan"), b_x)
 
 
@@ -45,7 +43,8 @@ def frame_attention_queries_kernel(
     OFFSETS: tl.constexpr, EDGES: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
-    D: tl.constexpr, UNIT: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+    UNIT: tl.constexpr, WIDE: tl.constexpr, SHORT: tl.constexpr, D: tl.constexpr,
+    BQ: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     n_q = tl.cdiv(LQ, BQ)
     i_p = tl.program_id(0)
@@ -59,20 +58,23 @@ def frame_attention_queries_kernel(
     b_g = read(pointers(g, i_b, i_h, i_t, o_q, s_gb, s_gt, s_gn, s_gh, BD, UNIT), m_q, D, BD, DOT)
     b_o = read(pointers(o, i_b, i_h, i_t, o_q, s_ob, s_ot, s_on, s_oh, BD, UNIT), m_q, D, BD, DOT)
     b_delta = tl.sum(b_g.to(tl.float32) * b_o.to(tl.float32), 1)
-    b_lse = read_sums(lse, i_b, i_h, i_t, o_q, m_q, s_lb, s_lt, s_ln, s_lh)
-    p_delta = delta + i_b.to(tl.int64) * s_lb + i_h.to(tl.int64) * s_lh + i_t.to(tl.int64) * s_lt + o_q.to(tl.int64) * s_ln
-    tl.store(p_delta, b_delta, mask=m_q)
+    o_sum = i_b.to(tl.int64) * s_lb + i_h.to(tl.int64) * s_lh + i_t.to(tl.int64) * s_lt + o_q.to(tl.int64) * s_ln
+    b_lse = no_infinity(tl.load(lse + o_sum, mask=m_q, other=0.0))
+    tl.store(delta + o_sum, b_delta, mask=m_q)
     b_dq = tl.zeros([BQ, BD], dtype=tl.float32)
     i_f, n_f = frames_seen(i_t, T, FIRST, LAST, OFFSETS, EDGES)
     n_k = n_f * L
-    for i_k in tl.range(0, n_k, BK):
-        o_k = i_k + tl.arange(0, BK)
-        o_s, m_k = frame_of(o_k // L, i_t, i_f, T, OFFSETS, EDGES)
-        m_k = m_k & (o_k < n_k)
+    p_k = start_of(k, i_b, i_h, s_kb, s_kh, UNIT)
+    p_v = start_of(v, i_b, i_h, s_vb, s_vh, UNIT)
+    o_f, o_n = first_rows(BK, L)
+    for _ in tl.range(0, n_k, BK):
+        o_s, m_k = frame_of(o_f, i_t, i_f, T, OFFSETS, EDGES)
+        m_k = m_k & (o_f < n_f)
         if mask is not None:
             m_k = m_k & (tl.load(mask + i_b.to(tl.int64) * T + o_s, mask=m_k, other=0) != 0)
-        b_k = read(pointers(k, i_b, i_h, o_s, o_k % L, s_kb, s_kt, s_kn, s_kh, BD, UNIT), m_k, D, BD, DOT)  # [BK, BD]
-        b_v = read(pointers(v, i_b, i_h, o_s, o_k % L, s_vb, s_vt, s_vn, s_vh, BD, UNIT), m_k, D, BD, DOT)
+        b_k = read(within(p_k, o_s, o_n, s_kt, s_kn, BD, UNIT, WIDE), m_k, D, BD, DOT)  # [BK, BD]
+        b_v = read(within(p_v, o_s, o_n, s_vt, s_vn, BD, UNIT, WIDE), m_k, D, BD, DOT)
+        o_f, o_n = next_rows(o_f, o_n, L, BK, SHORT)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BQ, BK]
         b_p = probabilities(b_s, b_lse[:, None], m_k[None, :], scale)
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
@@ -130,7 +132,8 @@ def frame_attention_keys_kernel(
     OFFSETS: tl.constexpr, EDGES: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
-    D: tl.constexpr, UNIT: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+    UNIT: tl.constexpr, WIDE: tl.constexpr, SHORT: tl.constexpr, D: tl.constexpr,
+    BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A block of keys of a frame and a head: the queries of all frames that see it, one frame after the other."""
     n_k = tl.cdiv(L, BK)
@@ -143,6 +146,10 @@ def frame_attention_keys_kernel(
     m_k = o_k < L
     b_k = read(pointers(k, i_b, i_h, i_s, o_k, s_kb, s_kt, s_kn, s_kh, BD, UNIT), m_k, D, BD, DOT)  # [BK, BD]
     b_v = read(pointers(v, i_b, i_h, i_s, o_k, s_vb, s_vt, s_vn, s_vh, BD, UNIT), m_k, D, BD, DOT)
+    p_q = start_of(q, i_b, i_h, s_qb, s_qh, UNIT)
+    p_g = start_of(g, i_b, i_h, s_gb, s_gh, UNIT)
+    p_lse = start_of(lse, i_b, i_h, s_lb, s_lh, 1)
+    p_delta = start_of(delta, i_b, i_h, s_lb, s_lh, 1)
     b_dk = tl.zeros([BK, BD], dtype=tl.float32)
     b_dv = tl.zeros([BK, BD], dtype=tl.float32)
     if OFFSETS is not None:
@@ -155,16 +162,15 @@ def frame_attention_keys_kernel(
         i_f, n_f = readers(i_s, i_o, T, FIRST, LAST, OFFSETS, EDGES)
         if mask is not None:
             n_f = tl.where(tl.load(mask + i_b.to(tl.int64) * T + i_s) != 0, n_f, 0)
-        n_q = n_f * LQ
-        for i_q in tl.range(0, n_q, BQ):
-            o_j = i_q + tl.arange(0, BQ)
-            m_q = o_j < n_q
-            o_t = i_f + o_j // LQ
-            o_q = o_j % LQ
-            b_q = read(pointers(q, i_b, i_h, o_t, o_q, s_qb, s_qt, s_qn, s_qh, BD, UNIT), m_q, D, BD, DOT)  # [BQ, BD]
-            b_g = read(pointers(g, i_b, i_h, o_t, o_q, s_gb, s_gt, s_gn, s_gh, BD, UNIT), m_q, D, BD, DOT)
-            b_lse = read_sums(lse, i_b, i_h, o_t, o_q, m_q, s_lb, s_lt, s_ln, s_lh)
-            b_delta = read_sums(delta, i_b, i_h, o_t, o_q, m_q, s_lb, s_lt, s_ln, s_lh)
+        o_f, o_q = first_rows(BQ, LQ)
+        for _ in tl.range(0, n_f * LQ, BQ):
+            m_q = o_f < n_f
+            o_t = i_f + o_f
+            b_q = read(within(p_q, o_t, o_q, s_qt, s_qn, BD, UNIT, WIDE), m_q, D, BD, DOT)  # [BQ, BD]
+            b_g = read(within(p_g, o_t, o_q, s_gt, s_gn, BD, UNIT, WIDE), m_q, D, BD, DOT)
+            b_lse = no_infinity(tl.load(p_lse + o_t * s_lt + o_q * s_ln, mask=m_q, other=0.0))
+            b_delta = no_infinity(tl.load(p_delta + o_t * s_lt + o_q * s_ln, mask=m_q, other=0.0))
+            o_f, o_q = next_rows(o_f, o_q, LQ, BQ, SHORT)
             m_s = m_k[:, None] & m_q[None, :]
             b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BK, BQ]
             b_p = probabilities(b_s, b_lse[None, :], m_s, scale)
@@ -179,12 +185,12 @@ def frame_attention_keys_kernel(
 def plan_queries(heads: dict[str, Any], mask: Tensor | None, offsets: tuple[int, ...], edges: str, scale: float) -> Launch:
     """Of heads that see the same frames: writes dq, and delta for the launch that follows."""
     q, k, ek = heads["q"], heads["k"], heads["ek"]
-    tile = tiles(q, backward=True)
+    tile = tiles(q, "queries")
     names = ("g", "q", "k", "v", "ek", "ev", "o", "l", "d", "dq")
     args, constexprs = common({name: heads[name] for name in names}, mask, offsets, edges, scale)
     args |= {"lse": args.pop("l"), "delta": args.pop("d")}
     keys, extra = min(len(offsets) or q.shape[1], q.shape[1]) * k.shape[2], 0 if ek is None else ek.shape[2]
-    constexprs |= {"BQ": tile.rows, "BK": tile.keys, "BE": 16, "BD": tile.BD}
+    constexprs |= {"SHORT": k.shape[2] < tile.keys, "BQ": tile.rows, "BK": tile.keys, "BE": 16, "BD": tile.BD}
     programs = q.shape[0] * q.shape[1] * q.shape[3] * cdiv(q.shape[2], tile.rows)
     loops = (cdiv(keys, tile.keys), *([cdiv(extra, 16)] if extra else []))
     return Launch(frame_attention_queries_kernel, programs, args, constexprs, tile.threads, tile.stages, loops=loops)
@@ -193,15 +199,15 @@ def plan_queries(heads: dict[str, Any], mask: Tensor | None, offsets: tuple[int,
 def plan_keys(heads: dict[str, Any], mask: Tensor | None, offsets: tuple[int, ...], edges: str, scale: float) -> Launch:
     """Of heads that see the same frames: writes dk and dv."""
     q, k = heads["q"], heads["k"]
-    tile = tiles(q, backward=True)
+    tile = tiles(q, "keys")
     names = ("g", "q", "k", "v", "l", "d", "dk", "dv")
     args, constexprs = common({name: heads[name] for name in names}, mask, offsets, edges, scale)
     args |= {"lse": args.pop("l"), "delta": args.pop("d")}
     del args["M"]
-    few, rows = 16 if k.shape[2] <= 16 else tile.keys, min(tile.rows, 32)  # with more AMD's compiler spills
-    constexprs |= {"BQ": rows, "BK": few, "BD": tile.BD}
+    few, rows = 16 if k.shape[2] <= 16 else tile.keys, tile.rows
+    constexprs |= {"SHORT": q.shape[2] < rows, "BQ": rows, "BK": few, "BD": tile.BD}
     programs = q.shape[0] * q.shape[1] * q.shape[3] * cdiv(k.shape[2], few)
-    turns = 1 if not offsets or (constexprs["OFFSETS"] is None and edges != "clamp") else len(offsets)
-    queries = q.shape[2] * (1 if turns > 1 else min(len(offsets) or q.shape[1], q.shape[1]))
-    loops = (cdiv(queries, rows),) if turns == 1 else (cdiv(queries, rows), turns)
+    one_by_one = bool(offsets) and (constexprs["OFFSETS"] is not None or edges == "clamp")
+    queries = q.shape[2] * (1 if one_by_one else min(len(offsets) or q.shape[1], q.shape[1]))
+    loops = (cdiv(queries, rows), *([len(offsets)] if one_by_one else []))
     return Launch(frame_attention_keys_kernel, programs, args, constexprs, tile.threads, tile.stages, loops=loops)

@@ -18,7 +18,20 @@ from ..triton_launch import run
 from . import reference
 from .frames import head_groups
 from .triton_backward import plan_keys, plan_queries
-from .triton_tiles import EXTRA, SIZES, common, frame_of, frames_outside, frames_seen, join_keys, tiles
+from .triton_tiles import (
+    EXTRA,
+    SIZES,
+    common,
+    first_rows,
+    frame_of,
+    frames_outside,
+    frames_seen,
+    join_keys,
+    next_rows,
+    start_of,
+    tiles,
+    within,
+)
 
 
 @triton.jit(do_not_specialize=SIZES + EXTRA)
@@ -36,7 +49,8 @@ def frame_attention_kernel(
     OFFSETS: tl.constexpr, EDGES: tl.constexpr,
     DOT: tl.constexpr,  # dtype of the operands of products
     PRECISION: tl.constexpr,
-    D: tl.constexpr, UNIT: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+    UNIT: tl.constexpr, WIDE: tl.constexpr, SHORT: tl.constexpr, D: tl.constexpr,
+    BQ: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of a frame and a head, against the frames that it sees and then its extra keys."""
     n_q = tl.cdiv(LQ, BQ)
@@ -54,16 +68,19 @@ def frame_attention_kernel(
     b_any = tl.zeros([BK], dtype=tl.int32)  # whether there is any key
     i_f, n_f = frames_seen(i_t, T, FIRST, LAST, OFFSETS, EDGES)
     n_k = n_f * L
-    for i_k in tl.range(0, n_k, BK):
-        o_k = i_k + tl.arange(0, BK)
-        o_s, m_k = frame_of(o_k // L, i_t, i_f, T, OFFSETS, EDGES)
-        m_k = m_k & (o_k < n_k)
+    p_k = start_of(k, i_b, i_h, s_kb, s_kh, UNIT)
+    p_v = start_of(v, i_b, i_h, s_vb, s_vh, UNIT)
+    o_f, o_n = first_rows(BK, L)
+    for _ in tl.range(0, n_k, BK):
+        o_s, m_k = frame_of(o_f, i_t, i_f, T, OFFSETS, EDGES)
+        m_k = m_k & (o_f < n_f)
         if mask is not None:
             m_k = m_k & (tl.load(mask + i_b.to(tl.int64) * T + o_s, mask=m_k, other=0) != 0)
         if mask is not None or OFFSETS is not None:
             b_any = b_any | m_k.to(tl.int32)
-        b_k = read(pointers(k, i_b, i_h, o_s, o_k % L, s_kb, s_kt, s_kn, s_kh, BD, UNIT), m_k, D, BD, DOT)  # [BK, BD]
-        b_v = read(pointers(v, i_b, i_h, o_s, o_k % L, s_vb, s_vt, s_vn, s_vh, BD, UNIT), m_k, D, BD, DOT)
+        b_k = read(within(p_k, o_s, o_n, s_kt, s_kn, BD, UNIT, WIDE), m_k, D, BD, DOT)  # [BK, BD]
+        b_v = read(within(p_v, o_s, o_n, s_vt, s_vn, BD, UNIT, WIDE), m_k, D, BD, DOT)
+        o_f, o_n = next_rows(o_f, o_n, L, BK, SHORT)
         b_m, b_l, b_o = join_keys(b_q, b_k, b_v, m_k, b_m, b_l, b_o, scale, DOT, PRECISION)
     if mask is not None or OFFSETS is not None:
         n_any = tl.max(b_any, 0)
@@ -109,12 +126,12 @@ def plan(
 
 def _launch(heads: dict[str, Any], mask: Tensor | None, offsets: tuple[int, ...], edges: str, scale: float) -> Launch:
     q, k, ek = heads["q"], heads["k"], heads["ek"]
-    tile = tiles(q, backward=False)
+    tile = tiles(q, "forward")
     args, constexprs = common(heads, mask, offsets, edges, scale)
     args["lse"] = args.pop("l")
     frames, keys = q.shape[1], min(len(offsets) or q.shape[1], q.shape[1]) * k.shape[2]
     extra = 0 if ek is None else ek.shape[2]
-    constexprs |= {"BQ": tile.rows, "BK": tile.keys, "BE": 16, "BD": tile.BD}
+    constexprs |= {"SHORT": k.shape[2] < tile.keys, "BQ": tile.rows, "BK": tile.keys, "BE": 16, "BD": tile.BD}
     programs = q.shape[0] * frames * q.shape[3] * cdiv(q.shape[2], tile.rows)
     loops = (cdiv(keys, tile.keys), *([cdiv(extra, 16)] if extra else []))
     return Launch(frame_attention_kernel, programs, args, constexprs, tile.threads, tile.stages, loops=loops)

@@ -28,16 +28,17 @@ class Tiles:
     stages: int
 
 
-def tiles(q: Tensor, backward: bool) -> Tiles:
-    """The tiles of a call: chosen by shape and dtype alone, so that the same call always gives the same bits."""
+def tiles(q: Tensor, kernel: str) -> Tiles:
+    """The tiles of a "forward", "queries" or "keys" kernel: of shape and dtype alone, for the same bits each time."""
     bd = max(pow2(q.shape[4]), 16)
     if q.element_size() == 4:  # products on the ordinary units hold their operands in registers
         return Tiles(32, 16, bd, 128 if bd <= 64 else 256, 1)
     if bd > 128:
         return Tiles(32, 32, bd, 128, 1)
-    if backward:
-        return Tiles(64, 64 if bd <= 64 else 32, bd, 128, 2)
-    return Tiles(64, 64, bd, 128, 2)
+    if kernel == "keys":  # with more rows AMD's compiler spills
+        return Tiles(32, 64 if bd <= 64 else 32, bd, 128, 2)
+    # few keys a step: their exponentials are waited for less than a larger product's
+    return Tiles(128 if kernel == "forward" and bd <= 64 and q.shape[2] > 64 else 64, 32, bd, 128, 3 if bd <= 64 else 2)
 
 
 def common(
@@ -57,9 +58,10 @@ def common(
     first, last, apart = window(offsets, q.shape[1])
     args |= {"FIRST": first, "LAST": last}
     edges = edges if offsets else "mask"
-    wide = dots_in_fp32(q.dtype) or q.dtype == torch.float32
-    dot = tl.float32 if wide else (tl.float16 if q.dtype == torch.float16 else tl.bfloat16)
-    constexprs = {"OFFSETS": apart, "EDGES": edges, "DOT": dot, "UNIT": unit}
+    whole = dots_in_fp32(q.dtype) or q.dtype == torch.float32
+    dot = tl.float32 if whole else (tl.float16 if q.dtype == torch.float16 else tl.bfloat16)
+    wide = any(sum((n - 1) * step for n, step in zip(x.shape[1:3], x.stride()[1:3])) >= 2**31 - 2**10 for x in rows.values())
+    constexprs = {"WIDE": wide, "OFFSETS": apart, "EDGES": edges, "DOT": dot, "UNIT": unit}
     return args, {**constexprs, "PRECISION": dot_precision(q.dtype), "D": q.shape[4]}
 
 
@@ -110,6 +112,44 @@ def frames_outside(i_t, n_f, T, FIRST, LAST, OFFSETS: tl.constexpr):
     else:
         n = LAST - FIRST + 1 - n_f
     return n
+
+
+@triton.jit
+def first_rows(ROWS: tl.constexpr, N):
+    """The first rows of frames of N tokens that are walked through as one sequence: their frames and tokens."""
+    o_r = tl.arange(0, ROWS)
+    n = tl.maximum(N, 1)  # frames may have no token
+    return o_r // n, o_r % n
+
+
+@triton.jit
+def next_rows(o_f, o_n, N, ROWS: tl.constexpr, SHORT: tl.constexpr):
+    """So many rows on: without a division where a frame has as many, and no step leaves more than one behind."""
+    o_n += ROWS
+    if SHORT:
+        o_f += o_n // N
+        o_n = o_n % N
+    else:
+        m_n = o_n >= N
+        o_n = tl.where(m_n, o_n - N, o_n)
+        o_f += m_n.to(tl.int32)
+    return o_f, o_n
+
+
+@triton.jit
+def start_of(x, i_b, i_h, s_b, s_h, UNIT: tl.constexpr):
+    """A head of a clip."""
+    return x + (i_b.to(tl.int64) * s_b + i_h.to(tl.int64) * s_h) * UNIT
+
+
+@triton.jit
+def within(p_x, o_t, o_n, s_t, s_n, BD: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr):
+    """``[R, BD]`` pointers to frames o_t and tokens o_n of a head of a clip, of 2^31 elements or more where WIDE."""
+    if WIDE:
+        row = (o_t.to(tl.int64) * s_t + o_n.to(tl.int64) * s_n) * UNIT
+    else:
+        row = (o_t * s_t + o_n * s_n) * UNIT
+    return p_x + row[:, None] + tl.arange(0, BD)[None, :]
 
 
 @triton.jit

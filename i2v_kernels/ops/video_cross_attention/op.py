@@ -82,13 +82,7 @@ def video_cross_attention(
     if frames < 1:
         raise ValueError(f"{NAME}: k.shape={tuple(k.shape)}, but at least one frame is needed")
     if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            got = getattr(mask, "dtype", mask)
-            raise TypeError(f"{NAME}: mask must be a bool tensor [B, T], True where valid, got {got!r}")
-        if mask.shape != (batch, frames):
-            raise ValueError(f"{NAME}: mask.shape={tuple(mask.shape)}, but [B, T] = {(batch, frames)} is needed")
-        checks.same_place(NAME, "mask", mask, q)
-        mask = mask.contiguous()
+        mask = checks.mask(NAME, mask, "[B, T]", (batch, frames), q)
     checks.flag(NAME, "return_lse", return_lse)
     if scale is None:
         scale = 1.0 / math.sqrt(max(dim, 1))
