@@ -140,7 +140,7 @@ def memory(row: dict) -> str:
 
 
 HEADER = (
-    f"{'op':<19}{'call':<43}{'dtype':<10}{'mode':<18}{'ms (20-80 %)':<22}{'floor':<9}{'best eager':<22}{'best compiled':<22}"
+    f"{'op':<22}{'call':<43}{'dtype':<10}{'mode':<18}{'ms (20-80 %)':<22}{'floor':<9}{'best eager':<22}{'best compiled':<22}"
     "peak MiB"
 )
 
@@ -149,7 +149,7 @@ def line(row: dict) -> str:
     ms, floor = row["ms"], row["floor_ms"]
     spread = f"{ms['median']:.2f} ({ms['low']:.2f}-{ms['high']:.2f})"
     return (
-        f"{row['op']:<19}{row['sample']:<43}{row['dtype']:<10}{row['mode']:<18}{spread:<22}"
+        f"{row['op']:<22}{row['sample']:<43}{row['dtype']:<10}{row['mode']:<18}{spread:<22}"
         f"{'' if floor is None else format(floor / ms['median'], '.0%'):<9}"
         f"{best(row, False):<22}{best(row, True):<22}{memory(row)}"
     )

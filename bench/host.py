@@ -252,12 +252,12 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     torch.backends.mkldnn.set_flags(False)  # its products prepare more than these small ones compute
     heads = ("us", "ours", "launches", "bare", "arguments", "operators", "their us", "engine", "checks")
-    print(f"torch {torch.__version__}\n{'op':20}{'mode':18}" + "".join(f"{head:>11}" for head in heads))
+    print(f"torch {torch.__version__}\n{'op':22}{'mode':18}" + "".join(f"{head:>11}" for head in heads))
     found = []
     for row in rows(stub, options.op or names, options.seconds):
         found.append(row)
         print(
-            f"{row['op']:20}{row['mode']:18}{row['us']:11.1f}{row['ours_us']:11.1f}{row['launches']:11}{row['bare_us']:11.1f}{row['arguments']:11}"
+            f"{row['op']:22}{row['mode']:18}{row['us']:11.1f}{row['ours_us']:11.1f}{row['launches']:11}{row['bare_us']:11.1f}{row['arguments']:11}"
             f"{row['operators']:11}{row['operators_us']:11.1f}{row['engine_us']:11.1f}{row['checks_us']:11.1f}",
             flush=True,
         )

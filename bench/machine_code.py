@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         for said in predictions.write(PREDICTIONS, options.op or (), options.processes):
             share = "loops not counted" if said["share"] is None else f"{said['share']:.2f}, {said['microseconds']:.0f} us"
-            print(f"{said['op']:<20}{said['sample']:<45}{said['pass']:<18}{said['backend']:<9}{share}")
+            print(f"{said['op']:<22}{said['sample']:<45}{said['pass']:<18}{said['backend']:<9}{share}")
         return 0
     if options.update and (options.op or options.target):
         parser.error("--update is of all kernels")

@@ -191,9 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     return int(failed > 0)
 
 
-def measure(
-    name: str, clips: int, plain: nn.Module, x: Tensor, dtypes: Sequence[str], seconds: float
-) -> list[dict[str, Any]]:
+def measure(name: str, clips: int, plain: nn.Module, x: Tensor, dtypes: Sequence[str], seconds: float) -> list[dict[str, Any]]:
     """One row per dtype and mode."""
     device, rows = x.device.type, []
     # With the same weights: where a copy of them came to lie would be measured too.

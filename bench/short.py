@@ -246,11 +246,11 @@ def predictions(path: Path, dtype: str) -> dict[tuple[str, str, str, str], tuple
 
 
 # share: floor / us; predicted: the same, estimated from machine code
-HEADER = f"{'op':<19}{'call':<39}{'pass':<9}{'candidate':<25}{'us':>9}{'share':>7}{'predicted':>10}{'host us':>9}"
+HEADER = f"{'op':<22}{'call':<39}{'pass':<9}{'candidate':<25}{'us':>9}{'share':>7}{'predicted':>10}{'host us':>9}"
 
 
 def line(row: dict[str, Any]) -> str:
-    head = f"{row['op']:<19}{row['sample'][:31] + ', B=' + str(row['clips']):<39}{row['pass']:<9}{row['candidate'][:24]:<25}"
+    head = f"{row['op']:<22}{row['sample'][:31] + ', B=' + str(row['clips']):<39}{row['pass']:<9}{row['candidate'][:24]:<25}"
     if "reason" in row:
         return f"{head}{row['reason']}"
     predicted = "-" if row["predicted_share"] is None else f"{row['predicted_share']:.2f}"

@@ -35,9 +35,7 @@ class Traffic(TorchDispatchMode):
             return out
         if all(x.untyped_storage().data_ptr() in storages for x in written) and not func._schema.is_mutable:
             return out  # a reshape that turned out to be a view
-        self.bytes += sum(distinct(x) for x in read) + (
-            0 if func._schema.is_mutable else sum(distinct(x) for x in written)
-        )
+        self.bytes += sum(distinct(x) for x in read) + (0 if func._schema.is_mutable else sum(distinct(x) for x in written))
         return out
 
 

@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for r in rows:
         needed = r["backend"] in place.OURS
         r["bad"] = r["result"] == "failed" or (needed and r["result"] == "unavailable")
-        shown.append(f"{r['op']:<20}{r['backend']:<9}{r['result']:<13}{r['seconds']:5.1f} s  {r['note']}")
+        shown.append(f"{r['op']:<22}{r['backend']:<9}{r['result']:<13}{r['seconds']:5.1f} s  {r['note']}")
     print("\n".join(shown))
     passed, bad = [r for r in rows if r["result"] == "ok"], [r for r in rows if r["bad"]]
     note = f"{len(passed)} of {len(rows)} calls ran" + "".join(f"; {r['op']} {r['backend']}: {r['note']}" for r in bad)

@@ -143,8 +143,9 @@ class UniFormerV2Extractor(_DecoderLayer):
     Examples:
         >>> import torch
         >>> layer = UniFormerV2Extractor(64, heads=4)
-        >>> x, features = torch.randn(2, 1, 64), torch.randn(50, 2 * 8, 64)  # [N, B * T, C], as CLIP has them
-        >>> torch.equal(layer(x, features.unflatten(1, (2, 8)).permute(1, 2, 0, 3)), x)
+        >>> features = torch.randn(50, 2 * 8, 64)  # [N, B * T, C], as CLIP has them
+        >>> x, frames = torch.randn(2, 1, 64), features.unflatten(1, (2, 8))
+        >>> torch.equal(layer(x, frames.permute(1, 2, 0, 3)), x)
         True
     """
 

@@ -125,10 +125,11 @@ def projected_cross_attention(
 
     Examples:
         >>> import torch
-        >>> x, features, weight = torch.randn(2, 1, 16), torch.randn(2, 8, 5, 16), torch.randn(16, 16)
-        >>> parts = [(weight, torch.randn(16))] * 4
+        >>> x, features = torch.randn(2, 1, 16), torch.randn(2, 8, 5, 16)
+        >>> parts = [(torch.randn(16, 16), torch.randn(16))] * 4
         >>> folded = projected_cross_attention(x, features, 4, *parts, fold=True)
-        >>> torch.allclose(folded, projected_cross_attention(x, features, 4, *parts, fold=False), rtol=1e-2, atol=1e-3)
+        >>> plain = projected_cross_attention(x, features, 4, *parts, fold=False)
+        >>> torch.allclose(folded, plain, rtol=1e-2, atol=1e-3)
         True
     """
     width = k[0].shape[0]

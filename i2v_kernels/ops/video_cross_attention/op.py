@@ -69,7 +69,7 @@ def video_cross_attention(
 
     Examples:
         >>> import torch
-        >>> q, k, v = torch.randn(2, 1, 12, 64), torch.randn(2, 8, 197, 12, 64), torch.randn(2, 8, 197, 12, 64)
+        >>> q, (k, v) = torch.randn(2, 1, 12, 64), torch.randn(2, 2, 8, 197, 12, 64)
         >>> video_cross_attention(q, k, v).shape
         torch.Size([2, 1, 12, 64])
     """
