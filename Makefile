@@ -37,7 +37,9 @@ lint: $(VENV)/.dependencies
 bench: $(VENV)/.extension  ## every op beside its peers
 	$(RUN) -m bench --json bench/results/cpu.json
 	$(RUN) -m bench --op temporal_attention --all --seconds 2 --json bench/results/cpu_temporal_attention.json
+	$(RUN) -m bench --op frame_attention --all --clips 2 --seconds 1 --no-compile --json bench/results/cpu_frame_attention.json
 	$(RUN) -m bench --op temporal_conv --all --seconds 1 --no-compile --json bench/results/cpu_temporal_conv.json
+	$(RUN) -m bench.layers --json bench/results/cpu_layers.json
 	$(RUN) -m bench.models --json bench/results/cpu_models.json
 	$(RUN) -m bench.patch --json bench/results/cpu_patch.json
 	$(PIP) install -c constraints.txt decord2 opencv-python-headless  # to be compared with

@@ -40,7 +40,7 @@ def _samples() -> list[Sample]:
         Sample("class tokens of frames", _qkv(2, 1, 8, 1, 2, 16)),
         Sample("a tile and a bit", _qkv(1, 1, 2, 67, 1, 64)),
         Sample("a tile and a bit, masked", _qkv(2, 3, 4, 67, 1, 32), {"mask": mask}),
-        Sample("7 queries", _qkv(1, 7, 3, 20, 2, 24)),
+        Sample("7 queries", _qkv(1, 7, 3, 20, 4, 24)),
         Sample("D20", _qkv(1, 1, 3, 6, 3, 20)),
         Sample("D72", _qkv(1, 1, 3, 6, 2, 72)),  # SigLIP-so400m
         Sample("D80, 2 queries", _qkv(1, 2, 3, 6, 2, 80), {"mask": mask[:1, :3]}),
