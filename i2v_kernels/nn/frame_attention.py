@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import checks
 from ..ops.frame_attention import frame_attention
-from ..ops.frame_attention.op import EDGES, Frames, _offsets
+from ..ops.frame_attention.op import EDGES, Frames, check_frames
 from ..ops.temporal_attention.packing import unpacked
 from .tokens import in_order
 
@@ -54,7 +54,7 @@ class FrameAttention(nn.Module):
         checks.integer(name, "channels", channels, low=1)
         if checks.integer(name, "heads", heads) < 1 or channels % heads:
             raise ValueError(f"{name}: heads={heads} must divide channels={channels}")
-        _offsets(frames, heads)
+        check_frames(frames, heads)
         checks.one_of(name, "edges", edges, EDGES)
         checks.one_of(name, "published", published, NAMES)
         self.channels, self.heads, self.frames, self.edges, self.published = channels, heads, frames, edges, published

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import frame_attention
 from ..ops.frame_attention.frames import head_groups, sources
-from ..ops.frame_attention.op import EDGES, _offsets
+from ..ops.frame_attention.op import EDGES, check_frames
 from .drawn import FEW, YES_NO
 from .opinfo import Choose, OpInfo, Sample, inputs_and, randn, sequence_first
 
@@ -173,7 +173,7 @@ def pairs(sample: Sample) -> int:
     k: Tensor = sample.args[min(1, len(sample.args) - 1)]
     batch, frames, queries, heads = *q.shape[:3], q.shape[-2]
     extra = sample.kwargs["extra"][0].shape[2] if sample.kwargs.get("extra") else 0
-    offsets, counts = _offsets(sample.kwargs["frames"], heads)
+    offsets, counts = check_frames(sample.kwargs["frames"], heads)
     found = 0
     for first, last, own in head_groups(offsets, counts, heads):
         read = sum(s >= 0 for seen in sources(frames, own, sample.kwargs.get("edges", "mask")) for s in seen)

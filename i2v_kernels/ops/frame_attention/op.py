@@ -108,7 +108,7 @@ def frame_attention(
     batch, length, heads, dim = *q.shape[:2], *q.shape[-2:]
     if length < 1:
         raise ValueError(f"{NAME}: q.shape={tuple(q.shape)}, but at least one frame is needed")
-    offsets, counts = _offsets(frames, heads)
+    offsets, counts = check_frames(frames, heads)
     checks.one_of(NAME, "edges", edges, EDGES)
     if extra_k is not None:
         extra_k, extra_v = _expanded(q, extra_k, extra_v, (batch, length, None, heads, dim))
@@ -120,7 +120,7 @@ def frame_attention(
     return (out, lse) if return_lse else out
 
 
-def _offsets(frames: object, heads: int) -> tuple[list[int], list[int]]:
+def check_frames(frames: object, heads: int) -> tuple[list[int], list[int]]:
     """Offsets, and of how many each head has; no offsets: all frames; no numbers: all heads have the same."""
     if isinstance(frames, str):
         checks.one_of(NAME, "frames", frames, ("all",))

@@ -13,6 +13,7 @@ from torch import Tensor
 from ... import _extension
 from ..backends import OPS, Backend, reference_backend
 from ..temporal_attention.packing import empty_output, unpacked
+from ..temporal_attention.sdpa import finite
 from . import reference
 from .frames import head_groups
 from .pieces import Piece, Plan, plan
@@ -142,7 +143,7 @@ def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     for group in groups(given[:3], mask, offsets, counts, edges):
         group = group._replace(whole=group.whole and not packed)
         whole = [group.of(x) for x in (grad, out, lse)]
-        if all(finite(x) for x in whole[:2]):
+        if finite(*whole[:2]):
             _backward([group.of(x) for x in into], *whole, *map(group.of, given), group, scale)  # type: ignore[call-arg]
             continue
         for b in range(group.clips.start, group.clips.stop):
@@ -248,11 +249,6 @@ def put(into: Tensor, part: Tensor) -> None:
 
 def lost_nothing(lse: Tensor) -> bool:
     return bool((1 / lse).sum().isfinite())
-
-
-def finite(x: Tensor) -> bool:
-    """Whether all numbers are, in one pass; a sum that overflows says no, too."""
-    return bool(x.sum(dtype=torch.float32 if x.dtype == torch.float16 else None).isfinite())
 
 
 def join(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:

@@ -10,13 +10,35 @@ from torch import Tensor
 
 from ..temporal_attention.triton_tiles import pointers, read, write
 from ..triton_common import Launch, cdiv
-from .triton_tiles import EXTRA, SIZES, common, first_rows, frame_of, frames_seen, next_rows, start_of, tiles, within
+from .triton_tiles import (
+    EXTRA,
+    SIZES,
+    common,
+    first_rows,
+    frame_of,
+    frames_seen,
+    next_rows,
+    of_program,
+    start_of,
+    tiles,
+    within,
+)
 
 
 @triton.jit
 def probabilities(b_s, b_lse, m, scale):
     """Products of queries and keys to probabilities; b_lse like them."""
     return tl.where(m, tl.exp2(b_s * (scale * 1.4426950408889634) - b_lse * 1.4426950408889634), 0.0)
+
+
+@triton.jit
+def from_keys(b_q, b_g, b_k, b_v, m_k, b_lse, b_delta, scale, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """What a tile of keys adds to the gradient of the queries."""
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BQ, BK]
+    b_p = probabilities(b_s, b_lse[:, None], m_k[None, :], scale)
+    b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+    b_ds = tl.where(m_k[None, :], b_p * (b_dp - b_delta[:, None]) * scale, 0.0)
+    return tl.dot(b_ds.to(DOT), b_k, input_precision=PRECISION)
 
 
 @triton.jit
@@ -46,13 +68,7 @@ def frame_attention_queries_kernel(
     UNIT: tl.constexpr, WIDE: tl.constexpr, SHORT: tl.constexpr, D: tl.constexpr,
     BQ: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    n_q = tl.cdiv(LQ, BQ)
-    i_p = tl.program_id(0)
-    i_q = i_p % n_q
-    i_h = i_p // n_q % heads
-    i_t = i_p // n_q // heads % T
-    i_b = i_p // n_q // heads // T
-    o_q = i_q * BQ + tl.arange(0, BQ)
+    i_b, i_t, i_h, o_q = of_program(LQ, T, heads, BQ)
     m_q = o_q < LQ
     b_q = read(pointers(q, i_b, i_h, i_t, o_q, s_qb, s_qt, s_qn, s_qh, BD, UNIT), m_q, D, BD, DOT)  # [BQ, BD]
     b_g = read(pointers(g, i_b, i_h, i_t, o_q, s_gb, s_gt, s_gn, s_gh, BD, UNIT), m_q, D, BD, DOT)
@@ -75,22 +91,14 @@ def frame_attention_queries_kernel(
         b_k = read(within(p_k, o_s, o_n, s_kt, s_kn, BD, UNIT, WIDE), m_k, D, BD, DOT)  # [BK, BD]
         b_v = read(within(p_v, o_s, o_n, s_vt, s_vn, BD, UNIT, WIDE), m_k, D, BD, DOT)
         o_f, o_n = next_rows(o_f, o_n, L, BK, SHORT)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BQ, BK]
-        b_p = probabilities(b_s, b_lse[:, None], m_k[None, :], scale)
-        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
-        b_ds = tl.where(m_k[None, :], b_p * (b_dp - b_delta[:, None]) * scale, 0.0)
-        b_dq += tl.dot(b_ds.to(DOT), b_k, input_precision=PRECISION)
+        b_dq += from_keys(b_q, b_g, b_k, b_v, m_k, b_lse, b_delta, scale, DOT, PRECISION)
     if ek is not None:
         for i_k in tl.range(0, M, BE):
             o_k = i_k + tl.arange(0, BE)
             m_k = o_k < M
             b_k = read(pointers(ek, i_b, i_h, i_t, o_k, s_ekb, s_ekt, s_ekn, s_ekh, BD, UNIT), m_k, D, BD, DOT)
             b_v = read(pointers(ev, i_b, i_h, i_t, o_k, s_evb, s_evt, s_evn, s_evh, BD, UNIT), m_k, D, BD, DOT)
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-            b_p = probabilities(b_s, b_lse[:, None], m_k[None, :], scale)
-            b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
-            b_ds = tl.where(m_k[None, :], b_p * (b_dp - b_delta[:, None]) * scale, 0.0)
-            b_dq += tl.dot(b_ds.to(DOT), b_k, input_precision=PRECISION)
+            b_dq += from_keys(b_q, b_g, b_k, b_v, m_k, b_lse, b_delta, scale, DOT, PRECISION)
     write(pointers(dq, i_b, i_h, i_t, o_q, s_dqb, s_dqt, s_dqn, s_dqh, BD, UNIT), b_dq, m_q, D, BD)
 
 
@@ -136,13 +144,7 @@ def frame_attention_keys_kernel(
     BQ: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A block of keys of a frame and a head: the queries of all frames that see it, one frame after the other."""
-    n_k = tl.cdiv(L, BK)
-    i_p = tl.program_id(0)
-    i_k = i_p % n_k
-    i_h = i_p // n_k % heads
-    i_s = i_p // n_k // heads % T
-    i_b = i_p // n_k // heads // T
-    o_k = i_k * BK + tl.arange(0, BK)
+    i_b, i_s, i_h, o_k = of_program(L, T, heads, BK)
     m_k = o_k < L
     b_k = read(pointers(k, i_b, i_h, i_s, o_k, s_kb, s_kt, s_kn, s_kh, BD, UNIT), m_k, D, BD, DOT)  # [BK, BD]
     b_v = read(pointers(v, i_b, i_h, i_s, o_k, s_vb, s_vt, s_vn, s_vh, BD, UNIT), m_k, D, BD, DOT)

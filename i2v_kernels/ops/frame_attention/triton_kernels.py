@@ -28,6 +28,7 @@ from .triton_tiles import (
     frames_seen,
     join_keys,
     next_rows,
+    of_program,
     start_of,
     tiles,
     within,
@@ -53,13 +54,7 @@ def frame_attention_kernel(
     BQ: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of a frame and a head, against the frames that it sees and then its extra keys."""
-    n_q = tl.cdiv(LQ, BQ)
-    i_p = tl.program_id(0)
-    i_q = i_p % n_q
-    i_h = i_p // n_q % heads
-    i_t = i_p // n_q // heads % T
-    i_b = i_p // n_q // heads // T
-    o_q = i_q * BQ + tl.arange(0, BQ)
+    i_b, i_t, i_h, o_q = of_program(LQ, T, heads, BQ)
     m_q = o_q < LQ
     b_q = read(pointers(q, i_b, i_h, i_t, o_q, s_qb, s_qt, s_qn, s_qh, BD, UNIT), m_q, D, BD, DOT)  # [BQ, BD]
     b_m = tl.full([BQ], float("-inf"), dtype=tl.float32)  # largest score so far, times log2(e)

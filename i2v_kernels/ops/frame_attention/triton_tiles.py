@@ -115,6 +115,17 @@ def frames_outside(i_t, n_f, T, FIRST, LAST, OFFSETS: tl.constexpr):
 
 
 @triton.jit
+def of_program(rows, T, heads, ROWS: tl.constexpr):
+    """A program's clip, frame, head and rows: blocks of a head are neighbours, then heads of a frame."""
+    n_r = tl.cdiv(rows, ROWS)
+    i_p = tl.program_id(0)
+    i_h = i_p // n_r % heads
+    i_t = i_p // n_r // heads % T
+    i_b = i_p // n_r // heads // T
+    return i_b, i_t, i_h, i_p % n_r * ROWS + tl.arange(0, ROWS)
+
+
+@triton.jit
 def first_rows(ROWS: tl.constexpr, N):
     """The first rows of frames of N tokens that are walked through as one sequence: their frames and tokens."""
     o_r = tl.arange(0, ROWS)

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..backends import Backend, reference_backend, triton_backend
 from ..base import Op
+from ..temporal_attention.sdpa import finite
 from . import blocks, reference
 
 NAME = "frame_bias"
@@ -83,17 +84,13 @@ def _triton_limits(q: Tensor, k: Tensor, *rest: Any) -> str | None:
     return None
 
 
-def _finite(*tensors: Tensor) -> bool:
-    """Whether the products below may multiply these by zeros that the definition does not have."""
-    return all(x.numel() == 0 or bool(x.aminmax()[0].isfinite() & x.aminmax()[1].isfinite()) for x in tensors)
-
-
+# zeros times what is not finite, where the definition has none, go through the definition
 def _forward(*args: Any) -> Tensor:
-    return (blocks.forward if _finite(*args[2:4]) else _EXACT.forward)(*args)
+    return (blocks.forward if finite(*args[2:4]) else _EXACT.forward)(*args)
 
 
 def _backward(*args: Any) -> Any:
-    return blocks.backward(*args) if _finite(args[0], *args[3:5]) else _EXACT.backward(*args)
+    return blocks.backward(*args) if finite(args[0], *args[3:5]) else _EXACT.backward(*args)
 
 
 _EXACT = reference_backend(NAME, reference.forward)
