@@ -4,6 +4,7 @@ from . import _extension
 from .explain import Explanation, explain
 from .ops import (
     bottleneck_adapter,
+    contrastive_loss,
     frame_attention,
     frame_bias,
     lora_linear,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "bottleneck_adapter",
+    "contrastive_loss",
     "explain",
     "frame_attention",
     "frame_bias",

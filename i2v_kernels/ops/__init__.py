@@ -1,4 +1,5 @@
 from .bottleneck_adapter import bottleneck_adapter
+from .contrastive_loss import contrastive_loss
 from .frame_attention import frame_attention
 from .frame_bias import frame_bias
 from .lora_linear import lora_linear
@@ -12,6 +13,7 @@ from .video_cross_attention import video_cross_attention
 
 __all__ = [
     "bottleneck_adapter",
+    "contrastive_loss",
     "frame_attention",
     "frame_bias",
     "lora_linear",

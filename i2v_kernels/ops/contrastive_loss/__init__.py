@@ -1,0 +1,3 @@
+from .loss import contrastive_loss
+
+__all__ = ["contrastive_loss"]
