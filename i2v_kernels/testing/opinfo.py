@@ -135,6 +135,7 @@ class OpInfo:
     more: Callable[[Tensor, int], Tensor] | None = None
     exact: bool = False  # copies: every backend gives the reference's bits
     autocasts: bool = True  # as matrix products and convolutions do; else its dtype is that of its inputs
+    wide: bool = False  # its output is float32 at least, whatever its inputs are
     products: bool = False  # nearly all of it is PyTorch's matrix products, whose bits depend on the number of threads
     pads: bool = False  # may skip what lies outside the clip, where the definition multiplies zeros by what is not finite
     spreads: bool = False  # what is not finite in the first argument or the gradient gets into products of other tokens
