@@ -34,8 +34,8 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
-def hold(folder: Path) -> TextIO:
-    """Lock ``folder`` for this process until ``let_go``, or until it ends, however it does.
+def hold(folder: Path, name: str = "output") -> TextIO:
+    """Lock ``folder``, the setting ``name``, for this process until ``let_go``, or until it ends, however it does.
 
     ``ValueError`` names the run that has it; ``OSError`` says why nothing can be written there.
     """
@@ -44,19 +44,19 @@ def hold(folder: Path) -> TextIO:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")  # noqa: SIM115
     except OSError as error:
-        raise OSError(f"output={str(folder)!r} cannot be written: {error}") from error
+        raise OSError(f"{name}={str(folder)!r} cannot be written: {error}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         who = file.read().strip() or "another process"
         file.close()
-        raise ValueError(f"output={str(folder)!r} is in use by {who}; take another output or wait for its end") from None
+        raise ValueError(f"{name}={str(folder)!r} is in use by {who}; take another {name} or wait for its end") from None
     except OSError as error:
         warnings.warn(f"{folder} cannot be locked ({error}); start no second run there", stacklevel=2)
     if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # its holder has just let go of it
         file.close()
-        return hold(folder)
+        return hold(folder, name)
     _held.add(file)
     with contextlib.suppress(OSError):  # a full disk: who it is matters less than that it is locked
         file.truncate(0)
