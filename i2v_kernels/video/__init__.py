@@ -8,7 +8,7 @@ from .errors import VideoError
 from .index_cache import IndexCache
 from .loader import ClipLoader
 from .sampling import SAMPLERS, get_sampler
-from .sources import Video
+from .sources import Sources, Video, read_sources
 from .types import Decoder, VideoIndex
 from .write import write_video
 
@@ -19,6 +19,7 @@ __all__ = [
     "Decoder",
     "IndexCache",
     "Report",
+    "Sources",
     "Video",
     "VideoError",
     "VideoIndex",
@@ -26,6 +27,7 @@ __all__ = [
     "decode",
     "get_sampler",
     "index",
+    "read_sources",
     "register_backend",
     "write_video",
 ]
