@@ -115,11 +115,11 @@ class VideoCLIP(nn.Module):
     """Frames to a clip embedding, and to logits when there is a head.
 
     ``clip`` is the open_clip model as given, always in ``eval()`` mode (patch dropout would drop other patches in
-    every frame) and frozen, unless ``train_backbone`` makes its image tower trainable. Nothing is recorded for
-    autograd before the first trainable module. ``checkpointing`` recomputes each block in the backward pass.
-    ``spatial`` names what attends within a frame: see ``i2v_models.spatial.spatial_attention``. ``kernels`` takes uint8
-    frames to tokens in one op; without it, or where the image model's patches are no plain convolution, frames are
-    normalised first.
+    every frame) and frozen, unless ``train_backbone`` makes its image tower trainable, ``train_text`` its text tower.
+    Nothing is recorded for autograd before the first trainable module. ``checkpointing`` recomputes each block in the
+    backward pass. ``spatial`` names what attends within a frame: see ``i2v_models.spatial.spatial_attention``. ``kernels``
+    takes uint8 frames to tokens in one op; without it, or where the image model's patches are no plain convolution, frames
+    are normalised first.
     """
 
     head: Any
@@ -133,6 +133,7 @@ class VideoCLIP(nn.Module):
         head: nn.Module | None = None,
         *,
         train_backbone: bool = False,
+        train_text: bool = False,
         checkpointing: bool = False,
         spatial: str = "sdpa",
         kernels: bool = True,
@@ -145,6 +146,9 @@ class VideoCLIP(nn.Module):
         clip_model.requires_grad_(False)
         visual.requires_grad_(train_backbone)
         self.clip, self.method, self.head = clip_model.eval(), method, head
+        self.train_text = train_text
+        for parameter in self.text_state(keep_vars=True).values() if train_text else ():
+            parameter.requires_grad_(isinstance(parameter, nn.Parameter))
         self.train_backbone, self.checkpointing, self.kernels = train_backbone, checkpointing, kernels
         device = visual.conv1.weight.device
         constants = require("open_clip.constants", "i2v_models.VideoCLIP")
@@ -162,6 +166,12 @@ class VideoCLIP(nn.Module):
     def image_size(self) -> tuple[int, int]:
         """Height and width of the frames this model takes."""
         return tuple(self.visual.image_size)
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels ``E`` of the joint image-text space."""
+        proj = self.visual.proj
+        return int(self.visual.transformer.width if proj is None else proj.shape[1])
 
     def train(self, mode: bool = True) -> VideoCLIP:
         super().train(mode)
@@ -231,17 +241,31 @@ class VideoCLIP(nn.Module):
         """Clip embeddings ``[B, E]`` in the joint image-text space, not normalised."""
         return self.features(frames, mask, project=True)
 
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embeddings ``[A, E]`` of captions ``[A, L]`` (what the tokenizer gives) in the same space, not normalised."""
+        return self.clip.encode_text(tokens)
+
+    def text_state(self, *, keep_vars: bool = False) -> dict[str, Tensor]:
+        """State dict of the text tower: all that is the image-text model's but its image tower and the scale of its logits."""
+        state = self.clip.state_dict(keep_vars=keep_vars)
+        others = ("visual.", "logit_scale", "logit_bias")
+        return {name.removeprefix("text."): value for name, value in state.items() if not name.startswith(others)}
+
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits ``[B, classes]``, or the clip embeddings ``[B, E]`` of a model without a head."""
+        """Logits ``[B, classes]``; with ``head="retrieval"`` clip embeddings of unit length ``[B, E]``; without a head those
+        of ``encode``.
+        """
         if self.head is None:
             return self.encode(frames, mask)
         return self.head(self.features(frames, mask, project=self.head.projected))
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """All that training changes, under the published names; the image tower's with ``visual.`` before them."""
+        """All that training changes, under the published names; the towers' with ``visual.`` and ``text.`` before them."""
         state = {**self.method.state_dict(), **(self.head.state_dict() if self.head is not None else {})}
         if self.train_backbone:
             state |= {f"visual.{name}": value for name, value in self.visual.state_dict().items()}
+        if self.train_text:
+            state |= {f"text.{name}": value for name, value in self.text_state().items()}
         return state
 
     def load_trainable_state_dict(self, state: dict[str, Tensor]) -> None:

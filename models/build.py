@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from i2v_kernels.extras import require
 from i2v_models.backbone import Method, VideoCLIP, check_vit
-from i2v_models.heads import LinearHead, TextHead, text_features
+from i2v_models.heads import LinearHead, RetrievalHead, TextHead, text_features
 from i2v_models.methods import create
 
 
@@ -58,7 +58,9 @@ def build(
     """Wrap ``clip_model`` (any open_clip model with a ViT) as a video model.
 
     ``captions`` holds one caption per class: their embeddings are the classifier of ``head="text"``, their number
-    the width of ``head="linear"``; ``head=None`` gives clip embeddings. ``tokenizer`` defaults to CLIP's.
+    the width of ``head="linear"``; ``head="retrieval"`` gives clip embeddings of unit length, to be compared with those of
+    ``model.encode_text(tokens)``, ``head=None`` clip embeddings as they are. ``tokenizer`` defaults to CLIP's.
+    ``train_backbone`` makes the image tower trainable; with ``head="retrieval"`` the text tower too.
     ``kernels=False`` computes the temporal modules and the patches as the published code does. ``spatial`` is what attends
     within a frame: "sdpa", "flash" (flash-attn) or "module" (the image model's own). ``options`` go to the method
     (``width``, ``adapters``, ...). The model is frozen in place; its parameters and state dict stay what they are.
@@ -68,9 +70,9 @@ def build(
         method = create(method, visual, frames=frames, kernels=kernels, **options)
     elif options:
         raise ValueError(f"{', '.join(options)} cannot be applied to a method that is already built")
-    if head not in ("text", "linear", None):
-        raise ValueError(f"head={head!r} is unknown; there are 'text', 'linear' and None")
-    if head is not None and not captions:
+    if head not in ("text", "linear", "retrieval", None):
+        raise ValueError(f"head={head!r} is unknown; there are 'text', 'linear', 'retrieval' and None")
+    if head in ("text", "linear") and not captions:
         raise ValueError(f"head={head!r} needs one caption per class in captions, got none")
     classifier: nn.Module | None = None
     if head == "text":
@@ -80,7 +82,10 @@ def build(
     elif head == "linear":
         width = visual.ln_post.normalized_shape[0]
         classifier = LinearHead(width, len(captions), dropout=method.head_dropout, std=method.head_std)
+    elif head == "retrieval":
+        classifier = RetrievalHead(clip_model.logit_scale)
     device = visual.conv1.weight.device
-    how = {"train_backbone": train_backbone, "checkpointing": checkpointing, "spatial": spatial, "kernels": kernels}
-    model = VideoCLIP(clip_model, method, classifier, **how)
+    how = {"checkpointing": checkpointing, "spatial": spatial, "kernels": kernels}
+    trained = {"train_backbone": train_backbone, "train_text": train_backbone and head == "retrieval"}
+    model = VideoCLIP(clip_model, method, classifier, **trained, **how)
     return model.to(device)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from i2v_models.methods import METHODS
 from i2v_models.spatial import BACKENDS
+from i2v_models.tasks import TASKS
 
 T = TypeVar("T")
 BOUNDS: dict[str, tuple[str, Any]] = {
@@ -45,7 +46,7 @@ class FitConfig:
     output: str | None = opt(None, "folder for checkpoints and logs; the same command again resumes from it")
     epochs: float = fixed(10.0, "passes over the data; more of them extend a finished run", above=0)
     steps: int | None = fixed(None, "optimizer steps, in place of --epochs; so too", above=0)
-    accumulate: int = fixed(1, "batches per optimizer step", above=0)
+    accumulate: int = fixed(1, "batches per optimizer step; in retrieval each has its own negatives", above=0)
     lr: float = fixed(5e-4, "highest learning rate", above=0)
     weight_decay: float = fixed(0.05, "of weights; none on biases, norms and embeddings", least=0)
     warmup: float = fixed(0.1, "share of the steps in which the learning rate rises", least=0, most=1)
@@ -65,13 +66,14 @@ class TrainConfig(FitConfig):
     """A whole training run, from files to checkpoints."""
 
     method: str = fixed(MISSING, "transfer method", choices=tuple(METHODS))
-    data: str = fixed(MISSING, "folder with one folder of videos per class, or a CSV of path,label")
+    task: str = fixed("classification", "what is learned: classes, or which captions are of which videos", choices=tuple(TASKS))
+    data: str = fixed(MISSING, "folder with one folder of videos per class, or a CSV of path,label (retrieval: path,caption)")
     model: str = fixed("ViT-B-16", "name of an open_clip model with a ViT")
     pretrained: str = opt(MISSING, "open_clip tag or file of its weights; 'none' for random ones")
     output: str = opt("runs/train", "folder for checkpoints and logs; the same command again resumes from it")
     frames: int = fixed(8, "frames per clip", above=0)
     sampling: str = fixed("tsn_train", "how frames are drawn from a video")
-    batch_size: int = fixed(8, "clips per batch and process", above=0)
+    batch_size: int = fixed(8, "clips per batch and process; in retrieval those of all processes are negatives", above=0)
     crop: str = fixed("center", "the square of each frame that is seen", choices=("center", "random"))
     flip: bool = fixed(False, "mirror half of the clips")
     workers: int = opt(2, "decoding processes", least=0)
@@ -79,13 +81,20 @@ class TrainConfig(FitConfig):
     index_cache: str | None = opt(None, "file that keeps the videos' frame tables between runs")
     head: str = fixed("text", "similarity to class captions, or a linear layer", choices=("text", "linear"))
     caption: str = fixed("a video of {}", "caption of a class; {} is its name")
-    train_backbone: bool = fixed(False, "train the image tower too")
+    train_backbone: bool = fixed(False, "train the image tower too; in retrieval the text tower as well")
     width: int | None = fixed(None, "width of the adapters (default: as published)", above=0)
     adapters: int | None = fixed(None, "temporal adapters per block: 1 as for Kinetics, 2 as for Something-Something")
     kernels: bool = fixed(True, "use the package's kernels; otherwise the published PyTorch operations")
     spatial: str = fixed("sdpa", "attention within a frame: PyTorch's, flash-attn, the model's own", choices=BACKENDS)
     checkpointing: bool = fixed(False, "recompute each block in the backward pass: less memory, more time")
     device: str = fixed("auto", "cpu, cuda, ...; auto takes a GPU where there is one")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in TASKS[self.task].foreign and value != item.default:
+                raise ValueError(f"{item.name}={value!r} means nothing to task={self.task!r}; leave it out")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -94,8 +103,8 @@ class EvalConfig:
 
     checkpoint: str = opt(MISSING, "output folder of a training run")
     pretrained: str | None = opt(None, "where the weights that it began with are now, if they were moved")
-    data: str = opt(MISSING, "folder with one folder of videos per class, or a CSV of path,label")
-    views: tuple[int, int] = opt((1, 1), "clips per video in time and crops in space; their probabilities are averaged")
+    data: str = opt(MISSING, "folder with one folder of videos per class, or a CSV of path,label (retrieval: path,caption)")
+    views: tuple[int, int] = opt((1, 1), "clips per video in time and crops in space; what they give is averaged")
     sampling: str = opt("tsn_test", "how frames are drawn from a video")
     batch_size: int = opt(8, "videos per batch", above=0)
     workers: int = opt(2, "decoding processes", least=0)

@@ -1,4 +1,4 @@
-"""The training loop: any model that maps a batch's frames to logits, any loader with a position to return to."""
+"""The training loop: any task, any model that it can be learned by, any loader with a position to return to."""
 
 from __future__ import annotations
 
@@ -15,30 +15,27 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2v_models import checkpoint, processes, run, signals
 from i2v_models.backbone import VideoCLIP
+from i2v_models.batches import Clips, bad_videos, stream, valid_part
 from i2v_models.config import FitConfig
+from i2v_models.precision import DTYPES, autocast
 from i2v_models.processes import is_first
 from i2v_models.progress import Progress
 from i2v_models.run import total_steps
 from i2v_models.spatial import check_flash
+from i2v_models.tasks import Classification, Task
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LEAST_SCALE = 2.0**-16  # of the fp16 loss: below it the gradient is not too large but broken
 OWN = {"output", "data", "workers", "index_cache", "device", "pretrained"}  # settings in which processes may differ
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """What trains, in two groups: weight decay on matrices and kernels, none on biases, norms and embeddings."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    spared = {name for name, parameter in named if parameter.ndim < 2 or name.endswith("embedding")}
+    spared = {name for name, parameter in named if parameter.ndim < 2 or "embedding" in name}
     return [
         {"params": [parameter for name, parameter in named if name not in spared], "weight_decay": weight_decay},
         {"params": [parameter for name, parameter in named if name in spared], "weight_decay": 0.0},
@@ -53,50 +50,20 @@ def learning_rate(config: FitConfig, step: int, steps: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def stream(loader: Any, epoch: int) -> Iterator[tuple[int, Any]]:
-    """``(epoch, batch)`` without end. ``epoch`` is continued where the loader stands, the later ones start afresh."""
-    empty = 0
-    while empty < 2:  # the rest of an epoch may be empty, a whole one not
-        empty += 1
-        for batch in loader:
-            empty = 0
-            yield epoch, batch
-        epoch += 1
-        loader.set_epoch(epoch)
-    raise ValueError("the loader gave no batch in a whole epoch; its report() names the files that cannot be read")
-
-
-def bad_videos(loader: Any) -> dict[str, str]:
-    """Path and reason of every video that could not be read so far."""
-    return {path: reason for path, (reason, _) in loader.report().bad.items()}
-
-
-def valid_part(batch: Any) -> tuple[Tensor, Tensor, Any]:
-    """Frames, labels and paths of a batch without repeats and stand-ins for bad videos."""
-    frames, label = batch.frames, torch.as_tensor(batch.label)
-    path, valid = getattr(batch, "path", None), getattr(batch, "valid", None)
-    if valid is None or bool(torch.as_tensor(valid).all()):
-        return frames, label, path
-    kept = torch.as_tensor(valid).nonzero().flatten()
-    return frames[kept], label[kept], None if path is None else [path[row] for row in kept.tolist()]
-
-
-def check_labels(label: Tensor, path: Any, classes: int) -> None:
-    """``ValueError`` naming the first clip whose label is no class of the model."""
-    wrong = ((label < 0) | (label >= classes)).nonzero().flatten().tolist()
-    if wrong:
-        where = f" of {path[wrong[0]]}" if path is not None else ""
-        raise ValueError(f"label {int(label[wrong[0]])}{where} is none of the model's {classes} classes, 0 to {classes - 1}")
-
-
 class Found(NamedTuple):
-    """A process's part of a step: the sum of its ``valid`` clips' losses over ``whole``, as is the gradient; ``clips`` read."""
+    """A process's part of a step: its share of the clips' losses over ``whole``, as is the gradient; how many of the ``clips``
+    that it read were ``valid``.
+    """
 
     loss: Any
     valid: int
     clips: int
-    whole: int
+    whole: float
     waited: float
+
+
+class Elsewhere(Exception):
+    """Another process has failed in this step, and will say how."""
 
 
 class Trainer:
@@ -104,8 +71,15 @@ class Trainer:
     is saved.
     """
 
-    def __init__(self, model: VideoCLIP, loader: Any, config: FitConfig, record: dict[str, Any] | None = None) -> None:
-        self.model, self.loader, self.config = model, loader, config
+    def __init__(
+        self,
+        model: VideoCLIP,
+        loader: Any,
+        config: FitConfig,
+        record: dict[str, Any] | None = None,
+        task: Task | None = None,
+    ) -> None:
+        self.model, self.loader, self.config, self.task = model, loader, config, task or Classification()
         self.device = model.image_mean.device
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         with processes.together():
@@ -122,7 +96,7 @@ class Trainer:
         self.output = Path(config.output) if config.output else None
         self.saved: int | None = None
         self.lock: Any = None
-        record = {**asdict(config), "processes": processes.count(), **(record or {})}
+        record = {**asdict(config), "processes": processes.count(), **self.task.record(), **(record or {})}
         if processes.count() > 1:
             self._check_others(record)
             for parameter in self.parameters:
@@ -191,7 +165,7 @@ class Trainer:
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4096 + processes.rank())
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.steps)
-        waited, seen, passed, counts, found = 0.0, 0, 0, [0], Found(0.0, 0, 0, 1, 0.0)
+        waited, seen, passed, counts, found = 0.0, 0, 0, [0], Found(0.0, 0, 0, 1.0, 0.0)
         while not any(counts):
             if passed * self.config.accumulate > len(self.loader) + self.config.accumulate:
                 raise ValueError("no clip of a whole epoch is valid, so there is nothing to learn from")
@@ -199,6 +173,8 @@ class Trainer:
             error: Exception | None = None
             try:
                 found = self._gradient(batches)
+            except Elsewhere:
+                pass
             except Exception as failure:
                 error = failure
             told = processes.rows(caught(), error is not None, found.valid, found.clips)
@@ -220,27 +196,54 @@ class Trainer:
         return norm, waited, seen
 
     def _gradient(self, batches: Iterator[tuple[int, Any]]) -> Found:
-        """Add up the gradient of this process's valid clips of a step."""
-        loss, valid, clips, whole, waited = 0.0, 0, 0, 1, 0.0
-        for _ in range(self.config.accumulate):
-            before = time.perf_counter()
-            self.epoch, batch = next(batches)
-            waited += time.perf_counter() - before
-            clips += len(batch.label)
-            frames, label, path = valid_part(batch)
-            if len(label):
-                whole = whole if valid else self.config.accumulate * len(label)
-                valid += len(label)
-                loss = loss + self._backward(frames, label, path, whole)
-        return Found(loss, valid, clips, whole, waited)
+        """Add up the gradient of this process's part of a step."""
+        loss, valid, clips, whole, waited = 0.0, 0, 0, 0.0, 0.0
+        for left in reversed(range(self.config.accumulate)):
+            met = False
+            try:
+                before = time.perf_counter()
+                self.epoch, batch = next(batches)
+                waited += time.perf_counter() - before
+                part = valid_part(batch, self.epoch)
+                outputs = self._forward(part) if len(part.label) else None
+                counts = self._meet(len(part.label))
+                outputs = self._joined(outputs, counts)
+                met = True
+                valid, clips = valid + len(part.label), clips + len(batch.label)
+                if any(counts):
+                    whole = whole or self.config.accumulate * sum(counts) / len(counts)
+                    loss = loss + self._backward(outputs, counts, whole)
+            except Exception as error:
+                if not isinstance(error, Elsewhere) and (left or not met):  # where the others wait for this process
+                    self._meet(0, failed=True)
+                raise
+        return Found(loss, valid, clips, whole or 1.0, waited)
 
-    def _backward(self, frames: Tensor, label: Tensor, path: Any, whole: int) -> Tensor:
-        """Add the gradient of these clips as part of ``whole``; their part of the loss."""
+    def _forward(self, clips: Clips) -> Any:
         with autocast(self.device, self.config.precision):
-            logits = self.model(frames.to(self.device, non_blocking=True))
-        check_labels(label, path, logits.shape[1])
-        label = label.to(self.device, non_blocking=True)
-        loss = F.cross_entropy(logits.float(), label, label_smoothing=self.config.label_smoothing, reduction="sum") / whole
+            return self.task.forward(self.model, clips, self.config)
+
+    def _meet(self, count: int, failed: bool = False) -> list[int]:
+        """How many clips the loss of a batch is of: on each process, if it pairs those of all, else on this one alone.
+
+        ``Elsewhere`` where another process has ``failed``: none waits for it in the loss.
+        """
+        if not self.task.coupled:
+            return [count]
+        told = processes.rows(failed, count)
+        if any(row[0] for row in told) and not failed:
+            raise Elsewhere
+        return [row[1] for row in told]
+
+    def _joined(self, outputs: Any, counts: list[int]) -> Any:
+        """What the loss of a batch is made of: of all processes, if it pairs their clips."""
+        if not self.task.coupled or not any(counts):
+            return outputs
+        return tuple(processes.joined(x, counts) for x in outputs or self.task.nothing(self.model))
+
+    def _backward(self, outputs: Any, counts: list[int], whole: float) -> Tensor:
+        """Add the gradient of these clips as part of ``whole``; their part of the loss."""
+        loss = self.task.loss(self.model, outputs, counts, self.config) / whole
         self.scaler.scale(loss).backward()
         return loss.detach()
 
@@ -251,6 +254,7 @@ class Trainer:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.task.stepped(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         skipped = self.scaler.get_scale() < scale
         self.skipped += skipped
@@ -318,8 +322,7 @@ class Trainer:
         """``ValueError`` for what cannot be trained, or not here."""
         if not self.parameters:
             raise ValueError("nothing to train: no parameters here; take head='linear' or train_backbone=True")
-        if getattr(self.model, "head", self) is None:
-            raise ValueError("the model has no head (head='text' or 'linear'), so it gives no logits to train on")
+        self.task.check(self.model)
         check_flash(self.model, DTYPES[self.config.precision])
         share = getattr(self.loader, "rank", processes.rank()), getattr(self.loader, "world_size", processes.count())
         if share != (processes.rank(), processes.count()):
@@ -375,13 +378,15 @@ class Trainer:
 
 
 def fit(
-    model: VideoCLIP, loader: Any, config: FitConfig, *, record: dict[str, Any] | None = None
+    model: VideoCLIP, loader: Any, config: FitConfig, *, record: dict[str, Any] | None = None, task: Task | None = None
 ) -> list[dict[str, float]]:
     """Train ``model`` on ``loader`` and return the lines of the log (loss, lr, grad_norm, clips_per_second, wait).
 
     ``loader`` yields batches with ``frames`` (uint8 ``[B, T, H, W, 3]``), ``label`` (``[B]``) and perhaps ``valid`` (``[B]``,
     False for clips that do not count) and ``path``, and has ``len``, ``set_epoch``, ``state_dict``, ``load_state_dict`` and
-    ``report``, as ``i2v_kernels.video.ClipLoader``. Loss and gradient are means over the valid clips of a step.
+    ``report``, as ``i2v_kernels.video.ClipLoader``. Loss and gradient are means over the valid clips of a step. ``task``
+    is what the model learns: classes, or captions (``i2v_models.tasks.Retrieval``).
+
     With ``config.output`` the run is saved there and the same call again continues it: same losses, same weights to
     the bit on the same machine. ``record`` is kept in ``config.json`` and has to be the same again. Under
     ``torch.distributed`` gradients are averaged over the clips of all processes; the first one's folder counts.
@@ -390,7 +395,7 @@ def fit(
     weight is not finite, and nothing of it is kept; ``ValueError``: settings that cannot be, or that are not those of the
     run in ``config.output``, or another process that writes there; ``OSError``: a file cannot be written.
     """
-    return Trainer(model, loader, config, record).run()
+    return Trainer(model, loader, config, record, task).run()
 
 
 def _summary(line: dict[str, Any]) -> str:

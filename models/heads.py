@@ -1,4 +1,4 @@
-"""From a clip's vector to class logits."""
+"""From a clip's vector to class logits, or to a place among captions."""
 
 from __future__ import annotations
 
@@ -45,6 +45,29 @@ class LinearHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.dropout(x))
+
+
+class RetrievalHead(nn.Module):
+    """Clip embeddings at unit length, ``[B, E]`` to ``[B, E]`` in float32, to be compared with those of captions.
+
+    Parameter ``logit_scale``: the logarithm of what cosines are multiplied by in the loss. It begins as the image-text
+    model's, and training keeps it in 0 .. ln 100 (CLIP, Radford et al. 2021, section 2.5).
+    """
+
+    projected = True
+
+    def __init__(self, logit_scale: Tensor) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(logit_scale.detach().float().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unit(x)
+
+
+def unit(x: Tensor) -> Tensor:
+    """``x [B, E]`` at unit length in float32: bfloat16's cosines have no digits left when they are multiplied by a hundred."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.normalize(x.float(), dim=-1)
 
 
 @torch.no_grad()

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 T = TypeVar("T")
-_groups: dict[Any, Any] = {}
+_groups: dict[tuple[Any, str], Any] = {}
 
 
 def count() -> int:
@@ -31,11 +32,24 @@ def _group() -> Any:
     """A group that talks over the CPU: the default one if it does, else one of its own; made once on all processes."""
     if dist.get_backend() == "gloo":
         return None
+    return _kept("all", lambda: dist.new_group(backend="gloo"))
+
+
+def _kept(name: str, make: Callable[[], Any]) -> Any:
+    """The group of that name among the processes that are connected now, made once."""
     world = dist.group.WORLD
-    if world not in _groups:
-        _groups.clear()
-        _groups[world] = dist.new_group(backend="gloo")
-    return _groups[world]
+    if (world, name) not in _groups:
+        for stale in [key for key in _groups if key[0] is not world]:
+            del _groups[stale]
+        _groups[world, name] = make()
+    return _groups[world, name]
+
+
+def alone() -> Any:
+    """A group of this process alone, for what would else ask all of them; None where there is no other."""
+    if count() == 1:
+        return None
+    return _kept("alone", lambda: dist.new_group([rank()], backend="gloo", use_local_synchronization=True))
 
 
 def gathered(value: T) -> list[T]:
@@ -116,3 +130,27 @@ def sum_over(parameters: list[nn.Parameter], total: Tensor, factor: float, *, la
     for grad, value in zip(grads, sums):
         grad.copy_(value.view_as(grad))
     return total.view(())
+
+
+def joined(x: Tensor, counts: list[int]) -> Tensor:
+    """The rows of ``x [counts[rank], ...]`` of all processes, one process after the other: ``[sum(counts), ...]``.
+
+    For a loss that every process computes from all rows: what reaches its own rows is then the gradient of the whole, and no
+    message is needed on the way back. It is multiplied by the number of processes, so that the mean of the processes'
+    gradients is that of the loss, as it is for what is not of one process.
+    """
+    return x if count() == 1 else _Joined.apply(x, counts)
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        filled = F.pad(x, [*([0, 0] * (x.ndim - 1)), 0, max(counts) - len(x)])  # all of one size, as the message needs it
+        parts = [torch.empty_like(filled) for _ in counts]
+        dist.all_gather(parts, filled)
+        return torch.cat([part[:rows] for part, rows in zip(parts, counts)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.split(ctx.counts)[rank()] * len(ctx.counts), None

@@ -1,5 +1,5 @@
 """Train a video model: ``python -m i2v_models.train --method st_adapter --data DIR --model ViT-B-16 --pretrained
-openai``.
+openai``. ``--task retrieval`` learns from captions instead of classes.
 
 Under ``torchrun`` every process trains on its share of the videos and gradients are averaged. SIGTERM and Ctrl-C save after
 the step at hand and end the program with 143 and 130; the same command goes on from there.
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from i2v_kernels.video import ClipLoader, VideoError
 from i2v_models import processes, run, signals
@@ -24,9 +24,8 @@ from i2v_models.build import build, load_clip
 from i2v_models.checkpoint import first_line
 from i2v_models.config import TrainConfig, parse
 from i2v_models.fit import Trainer
-
-Tokenizer = Callable[[list[str]], Tensor]
-MOST_CLASSES = 1_000_000  # of labels that are numbers: a head has a row for each
+from i2v_models.tasks import TASKS, Task
+from i2v_models.tasks.task import Tokenizer
 
 
 def pick_device(name: str) -> torch.device:
@@ -70,22 +69,19 @@ def load_image_model(config: TrainConfig) -> tuple[Any, Tokenizer]:
     return clip_model.to(device), tokenizer
 
 
-def make_model(config: TrainConfig, classes: Sequence[str], clip_model: Any, tokenizer: Tokenizer) -> VideoCLIP:
+def make_model(config: TrainConfig, task: Task, clip_model: Any, tokenizer: Tokenizer) -> VideoCLIP:
     """The model that a run starts from; the same again for the same settings."""
-    if "{}" not in config.caption:
-        raise ValueError(f"caption={config.caption!r} has no {{}} for the name of the class")
     torch.manual_seed(config.seed)
     return build(
         clip_model,
         config.method,
         frames=config.frames,
-        head=config.head,
-        captions=[config.caption.replace("{}", name.replace("_", " ")) for name in classes],
         tokenizer=tokenizer,
         kernels=config.kernels,
         train_backbone=config.train_backbone,
         checkpointing=config.checkpointing,
         spatial=config.spatial,
+        **task.head(config),
         **{name: value for name in ("width", "adapters") if (value := getattr(config, name)) is not None},
     )
 
@@ -97,8 +93,8 @@ def prepare(config: TrainConfig) -> Trainer:
         height, width = clip_model.visual.image_size
         if height != width:
             raise ValueError(f"model={config.model!r} takes {height}x{width} images; clips are square")
-        loader = ClipLoader(
-            config.data,
+        make_loader = partial(
+            ClipLoader,
             frames=config.frames,
             sampling=config.sampling,
             size=height,
@@ -112,25 +108,10 @@ def prepare(config: TrainConfig) -> Trainer:
             seed=config.seed,
             pin_memory=True,
         )
-        classes = class_names(config, loader)
+        task, loader = TASKS[config.task].begin(config, make_loader, tokenizer)
         digests = {"pretrained_digest": run.digest(clip_model.state_dict()), "data_digest": run.data_digest(loader)}
-        model = make_model(config, classes, clip_model, tokenizer)
-    return Trainer(model, loader, config, {"classes": classes, **digests})
-
-
-def class_names(config: TrainConfig, loader: ClipLoader) -> list[str]:
-    """Names of the classes; where labels are numbers, a linear head can do without names."""
-    labels = [video.label for video in loader.videos]
-    if min(labels) < 0:
-        raise ValueError(
-            f"data={config.data!r} has a video without a label: {loader.videos[labels.index(min(labels))].path}"
-        )
-    if not loader.classes and config.head == "text":
-        raise ValueError(f"data={config.data!r} labels its classes by number; head='text' needs their names")
-    if not loader.classes and max(labels) >= MOST_CLASSES:
-        path = loader.videos[labels.index(max(labels))].path
-        raise ValueError(f"data={config.data!r} must number classes 0, 1, ... below {MOST_CLASSES}, got {max(labels)}: {path}")
-    return list(loader.classes) or [str(label) for label in range(max(labels) + 1)]
+        model = make_model(config, task, clip_model, tokenizer)
+    return Trainer(model, loader, config, digests, task)
 
 
 def train(config: TrainConfig) -> tuple[VideoCLIP, list[dict[str, float]]]:
