@@ -72,12 +72,7 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        model: VideoCLIP,
-        loader: Any,
-        config: FitConfig,
-        record: dict[str, Any] | None = None,
-        task: Task | None = None,
+        self, model: VideoCLIP, loader: Any, config: FitConfig, record: dict[str, Any] | None = None, task: Task | None = None
     ) -> None:
         self.model, self.loader, self.config, self.task = model, loader, config, task or Classification()
         self.device = model.image_mean.device
@@ -197,7 +192,8 @@ class Trainer:
 
     def _gradient(self, batches: Iterator[tuple[int, Any]]) -> Found:
         """Add up the gradient of this process's part of a step."""
-        loss, valid, clips, whole, waited = 0.0, 0, 0, 0.0, 0.0
+        loss: Any = 0.0
+        valid, clips, whole, waited = 0, 0, 0.0, 0.0
         for left in reversed(range(self.config.accumulate)):
             met = False
             try:

@@ -14,13 +14,15 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch import Tensor
 
 from i2v_models import checkpoint
-from i2v_models.config import FitConfig
+
+if TYPE_CHECKING:
+    from i2v_models.config import FitConfig
 
 _held: weakref.WeakSet[TextIO] = weakref.WeakSet()
 

@@ -25,6 +25,8 @@ def test_examples_run(page, tmp_path):
         folder = tmp_path / "videos" / "train" / label
         folder.mkdir(parents=True)
         write_video(folder / "clip.mp4", torch.full((8, 64, 64, 3), 80 * place, dtype=torch.uint8), fps=8)
+    rows = [f"videos/train/{label}/clip.mp4,a dog runs {label}" for label in ("left", "right")]
+    (tmp_path / "captions.csv").write_text("\n".join(["path,caption", *rows]))
     (tmp_path / "page.py").write_text("\n".join([BEFORE.get(page, ""), *EXAMPLES[page]]))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -23,6 +23,7 @@ from i2v_models import eval as eval_command
 from i2v_models import train as train_command
 from i2v_models.config import EvalConfig, TrainConfig, parse, parser
 from i2v_models.eval import load_run
+from i2v_models.tasks import Classification
 
 from .conftest import TEXT, VISION
 
@@ -266,7 +267,7 @@ def test_a_result_that_cannot_be_written_is_found_first_and_printed_anyway(workp
     common = ["--checkpoint", str(trained), "--workers", "0", "--data", str(workplace / "data")]
     (tmp_path / "file").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(eval_command, "evaluate", lambda *_, **__: pytest.fail("it was tested"))
+        patch.setattr(Classification, "test", lambda *_: pytest.fail("it was tested"))
         for output in (tmp_path, tmp_path / "file" / "out.json"):
             with pytest.raises(SystemExit, match=f"error: {output} cannot be written"):
                 eval_command.main([*common, "--output", str(output)])
@@ -340,7 +341,7 @@ def test_a_command_that_is_told_to_stop_saves_and_ends_with_its_code(workplace, 
     test = ["--checkpoint", "c", "--data", "d"]
     for command, name, argv in (
         (train_command, "prepare", arguments(workplace, tmp_path / "run")),
-        (eval_command, "load_run", test),
+        (eval_command, "open_run", test),
     ):
         monkeypatch.setattr(command, name, lambda *_, **__: os.kill(os.getpid(), number))  # before the first step
         with pytest.raises(SystemExit) as end:
