@@ -16,7 +16,7 @@ from i2v_models.retrieval.store import FeatureStore
 
 TILE = 1 << 20  # numbers of a store that are compared at once: 4 MB in float32, which caches hold
 SCORES = 1 << 20  # that wait for the best of them to be found, if they are of several tiles
-TILES = 8  # of them between two steps of progress
+TILES = 16  # of them between two steps of progress
 ROWS, MOST_ROWS = 16, 4096  # a tile's clips are a multiple of the one, up to the other
 Similarity = Callable[..., Tensor]
 _alone = threading.Lock()  # PyTorch's number of threads is one for all

@@ -82,6 +82,7 @@ class FeatureStore:
         self.model: dict[str, Any] = self.index["model"]
         self.blocks = [Block(**block) for block in self.index["blocks"]]
         self._ends = list(accumulate(block.clips for block in self.blocks))
+        self._checked: set[int] = set()  # blocks whose file holds what it should
         if verify:
             self.verify()
 
@@ -186,8 +187,8 @@ class FeatureStore:
 
     def verify_block(self, number: int) -> None:
         path = self.folder / self.blocks[number].file
-        with open(path, "rb") as bytes_of:
-            found = hashlib.file_digest(bytes_of, new_digest).hexdigest()
+        with open(path, "rb") as content:
+            found = hashlib.file_digest(content, new_digest).hexdigest()
         if found != self.blocks[number].digest:
             raise ValueError(f"{path} is damaged: its digest is {found}, but {self.blocks[number].digest} by the store's index")
         with self._open(number):
@@ -209,6 +210,12 @@ class FeatureStore:
             raise OSError(f"{path} is gone: the store was added to since it was opened; open it again") from error
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{path} cannot be read: {checkpoint.first_line(error)}") from error
+        if number not in self._checked:
+            self._check(file, block)
+            self._checked.add(number)
+        return file
+
+    def _check(self, file: Any, block: Block) -> None:
         shape = [block.clips, self.dim] if self.tokens is None else [block.clips, self.tokens, self.dim]
         want = {"features": (CODES[self.index["dtype"]], shape), "ends": ("I64", [block.clips])}
         want |= {"mask": ("BOOL", shape[:2])} if self.has_mask else {}
@@ -217,8 +224,8 @@ class FeatureStore:
         have = {name: (view.get_dtype(), view.get_shape()) for name, view in views.items()}
         text = have.pop("names", ("missing", []))
         if have != want or text[0] != "U8" or len(text[1]) != 1:
+            path = self.folder / block.file
             raise ValueError(f"{path} holds {have | {'names': text}}; by the store's index it should be {want} and names")
-        return file
 
     def _tensor(self, file: Any, name: str, place: int, count: int) -> Tensor | None:
         if (name == "mask" and not self.has_mask) or (name == "weights" and not self.has_weights):
