@@ -119,6 +119,38 @@ class EvalConfig:
         check(self)
 
 
+@dataclass(kw_only=True, frozen=True)
+class RetrieveConfig:
+    """A search in a store of videos by text, or videos to add to it."""
+
+    store: str = opt(MISSING, "folder of the store; --add makes a new one")
+    text: tuple[str, ...] = opt((), "what to look for; may be given several times")
+    top: int = opt(10, "videos to show for each text", above=0)
+    json: bool = opt(False, "print JSON instead of lines")
+    add: str | None = opt(None, "videos to add: a folder, one video, or a CSV of path; those that are there are passed over")
+    model: str | None = opt(None, "name of an open_clip model with a ViT, for a new store (default: the store's)")
+    pretrained: str | None = opt(None, "open_clip tag or file of its weights; 'none' for random ones (default: the store's)")
+    checkpoint: str | None = opt(None, "output folder of a training run, whose model it is (default: the store's)")
+    frames: int | None = opt(None, "frames per clip, for a new store (default: as trained, or 8)", above=0)
+    sampling: str | None = opt(None, "how frames are drawn from a video, for a new store (default: tsn_test)")
+    dtype: str = opt("float16", "of the vectors in a new store", choices=("float16", "bfloat16", "float32"))
+    batch_size: int = opt(8, "videos per batch", above=0)
+    workers: int = opt(2, "decoding processes", least=0)
+    decoder: str = opt("auto", "pyav, torchcodec, dali, ...; auto takes pyav")
+    index_cache: str | None = opt(None, "file that keeps the videos' frame tables between runs")
+    precision: str = opt("fp32", "autocast type", choices=("fp32", "bf16", "fp16"))
+    device: str = opt("auto", "cpu, cuda, ...; auto takes a GPU where there is one")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if any(not text.strip() for text in self.text):
+            raise ValueError(f"text must not be empty, got {self.text}")
+        if not self.text and self.add is None:
+            raise ValueError("there is nothing to do: give --text, --add or both")
+        if self.checkpoint is not None and self.model is not None:
+            raise ValueError(f"model={self.model!r} means nothing beside checkpoint={self.checkpoint!r}; leave one out")
+
+
 def check(config: Any) -> None:
     """Raise ``TypeError`` or ``ValueError`` naming the field, its value and what is accepted; plain numbers and text stay."""
     hints = typing.get_type_hints(type(config))
@@ -148,6 +180,8 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
     kind = kinds[0]
     parts = value if isinstance(value, (tuple, list)) else ()
     whole = all(isinstance(part, Integral) and not isinstance(part, bool) for part in parts)
+    if kind == tuple[str, ...] and isinstance(value, (tuple, list)) and all(isinstance(part, str) for part in parts):
+        return tuple(parts)
     if typing.get_origin(kind) is tuple and whole and len(parts) == len(typing.get_args(kind)):
         return tuple(map(int, parts))
     if kind is str and isinstance(value, (str, os.PathLike)):
@@ -156,7 +190,7 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
         return value
     if kind in (int, float) and isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
         return kind(value)
-    names = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
+    names = {str: "text", tuple[str, ...]: "several texts", bool: "True or False", int: "a whole number", float: "a number"}
     raise TypeError(f"{name} must be {names.get(kind, 'a pair of whole numbers')}, got {value!r}")
 
 
@@ -194,6 +228,8 @@ def _argument(item: Field[Any], kind: Any) -> dict[str, Any]:
         kind = typing.get_args(kind)[0]
     if kind is bool:
         arguments["action"] = argparse.BooleanOptionalAction
+    elif kind == tuple[str, ...]:
+        arguments |= {"action": "append", "default": [], "help": item.metadata["help"]}
     elif typing.get_origin(kind) is tuple:
         arguments |= {"type": typing.get_args(kind)[0], "nargs": 2, "metavar": ("TIME", "SPACE")}
     else:

@@ -133,14 +133,14 @@ class Tokens:
             context = tokens.shape[1]
             blank = self.tokenizer([""])[0, -1]
             full = [captions[row] for row in (tokens[:, -1] != blank).nonzero().flatten().tolist()]
-            cut = [caption for caption in full if self._longer(caption, context)]
+            cut = [caption for caption in full if self.longer(caption, context)]
             if cut:
                 self.told = True
                 text = f"captions longer than the {context} tokens of the text tower are cut; the first is {cut[0]!r}"
                 warnings.warn(text, stacklevel=2)
         return tokens
 
-    def _longer(self, caption: str, context: int) -> bool:
+    def longer(self, caption: str, context: int) -> bool:
         """Whether there is more of it when more fits: a caption that just fits is whole."""
         more = self.tokenizer([caption, ""], context_length=context + 1)
         return bool(more[0, -1] != more[1, -1])
