@@ -42,6 +42,7 @@ bench: $(VENV)/.extension  ## every op beside its peers
 	$(RUN) -m bench.layers --json bench/results/cpu_layers.json
 	$(RUN) -m bench.models --json bench/results/cpu_models.json
 	$(RUN) -m bench.patch --json bench/results/cpu_patch.json
+	$(RUN) -m bench.retrieval --cold --json bench/results/cpu_retrieval.json
 	$(PIP) install -c constraints.txt decord2 opencv-python-headless  # to be compared with
 	$(RUN) -m bench.video --json bench/results/cpu_video.json
 

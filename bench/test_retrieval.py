@@ -19,7 +19,7 @@ def test_a_small_store(tmp_path, capsys):
     ]
     for row in rows:
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
-        assert row["top_k"] > 0 and row["read"] > 0
+        assert row["top_k"] > 0 and row["read"] > 0 and row["load"] > 0
         assert 50 < row["import_mib"] <= row["peak_mib"] + 20  # processes differ by a few
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]  # the store is gone
     assert capsys.readouterr().out.count("float16, top 10") == 1
