@@ -298,6 +298,54 @@ def embed_linear(frames: Tensor, weight: Tensor, bias: Tensor | None = None, *, 
     return F.linear(grid.permute(0, 1, 2, 4, 6, 3, 5).reshape(batch, length, -1, 3 * ph * pw), weight.flatten(1), bias)
 
 
+def mean_published(x: Tensor, mask: Tensor | None = None, normalize: bool = False) -> Tensor:
+    """As CLIP4Clip writes it: norms, a mask times the frames, their sum over the mask's, the norm again."""
+    if normalize:
+        x = x / x.norm(dim=-1, keepdim=True)
+    if mask is None:
+        mean = x.mean(1)
+    else:
+        valid = mask.to(x.dtype)[:, :, None]
+        mean = (x * valid).sum(1) / valid.sum(1).clamp_min(1)
+    return mean / mean.norm(dim=-1, keepdim=True) if normalize else mean
+
+
+def mean_product(x: Tensor, mask: Tensor | None = None, normalize: bool = False) -> Tensor:
+    """The frames' weights, a product with the frames for each clip, ``F.normalize``."""
+    weights = x.new_ones(x.shape[:2]) if mask is None else mask.to(x.dtype)
+    weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
+    if normalize:
+        weights = weights / x.norm(dim=-1).clamp_min(1e-12)
+    mean = (weights[:, None] @ x)[:, 0]
+    return F.normalize(mean, dim=-1) if normalize else mean
+
+
+def pool_published(text: Tensor, video_k: Tensor, video_v: Tensor) -> Tensor:
+    """As published by X-Pool: scores ``[V, F, A]``, values ``[V, E, F]`` times these, turned round."""
+    shares = ((video_k @ text.t()) / text.shape[1] ** 0.5).softmax(1)
+    return (video_v.transpose(1, 2) @ shares).transpose(1, 2).contiguous()
+
+
+def pool_einsum(text: Tensor, video_k: Tensor, video_v: Tensor) -> Tensor:
+    """Two products and a softmax; PyTorch arranges the batches."""
+    scores = torch.einsum("ad,vfd->vaf", text, video_k) * text.shape[1] ** -0.5
+    return torch.einsum("vaf,vfe->vae", scores.softmax(-1), video_v)
+
+
+def pool_sdpa(text: Tensor, video_k: Tensor, video_v: Tensor) -> Tensor:
+    """``scaled_dot_product_attention``, the texts expanded to the videos."""
+    queries = text.expand(len(video_k), 1, *text.shape)
+    return F.scaled_dot_product_attention(queries, video_k[:, None], video_v[:, None])[:, 0]
+
+
+def compared(pool: Callable[..., Tensor], text: Tensor, video_k: Tensor, video_v: Tensor, target: Tensor) -> Tensor:
+    """The similarity as published by X-Pool: pooled videos and targets over their lengths, a product for each text."""
+    pooled = pool(text, video_k, video_v)
+    pooled = pooled / pooled.norm(dim=-1, keepdim=True)
+    target = target / target.norm(dim=-1, keepdim=True)
+    return torch.bmm(target[:, None], pooled.permute(1, 2, 0))[:, 0].float()
+
+
 # An op without one is measured all the same, beside its floor.
 PEERS: defaultdict[str, dict[str, Callable[..., Tensor]]] = defaultdict(dict)
 PEERS |= {
@@ -314,6 +362,13 @@ PEERS |= {
     "bottleneck_adapter": {"published": bottleneck_published},
     "lora_linear": {"published": lora_published},
     "frame_bias": {"published": bias_published},
+    "text_conditioned_pool": {"published": pool_published, "einsum": pool_einsum, "sdpa": pool_sdpa},
+    "text_conditioned_similarity": {
+        "published": partial(compared, pool_published),
+        "einsum": partial(compared, pool_einsum),
+        "sdpa": partial(compared, pool_sdpa),
+    },
+    "masked_mean": {"published": mean_published, "product": mean_product},
     "patch_embed": {"conv2d": embed_conv2d, "channels_last": embed_channels_last, "linear": embed_linear},
 }
 

@@ -5,10 +5,13 @@ from . import (
     frame_attention,
     frame_bias,
     lora_linear,
+    masked_mean,
     patch_embed,
     st_adapter,
     temporal_attention,
     temporal_conv,
+    text_conditioned_pool,
+    text_conditioned_similarity,
     token_shift,
     video_cross_attention,
 )
@@ -25,6 +28,9 @@ OPINFOS: tuple[OpInfo, ...] = (
     bottleneck_adapter.INFO,
     lora_linear.INFO,
     patch_embed.INFO,
+    masked_mean.INFO,
+    text_conditioned_pool.INFO,
+    text_conditioned_similarity.INFO,
 )
 
 __all__ = ["OPINFOS", "OpInfo", "Sample"]

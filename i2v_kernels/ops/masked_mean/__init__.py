@@ -1,0 +1,3 @@
+from .op import masked_mean
+
+__all__ = ["masked_mean"]
