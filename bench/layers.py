@@ -35,11 +35,27 @@ def evl(queries: int, clips: int, channels: int, heads: int, tokens: int) -> tup
     return plain, layer, (torch.randn(clips, queries, channels), torch.randn(clips, 8, tokens, channels))
 
 
+def x_pool(pair: tuple[type[nn.Module], type[nn.Module]], clips: int) -> tuple[nn.Module, nn.Module, Inputs]:
+    """X-Pool's layer, 64 texts and videos for each clip of the others."""
+    plain, layer = (kind(512, dropout=0.0) for kind in pair)
+    layer.load_state_dict(plain.state_dict())
+    return plain, layer, (torch.randn(64 * clips, 512), torch.randn(64 * clips, 12, 512))
+
+
+class Similarity(ours.TextConditionedPool):
+    """Its similarities for its output."""
+
+    def forward(self, text: Tensor, video: Tensor) -> Tensor:  # type: ignore[override]
+        return self.similarity(text, video)
+
+
 LAYERS: dict[str, Callable[[int], tuple[nn.Module, nn.Module, Inputs]]] = {
     "EVL decoder, B/16 T=8": partial(evl, 1, channels=768, heads=12, tokens=197),
     "EVL decoder, L/14 T=8": partial(evl, 1, channels=1024, heads=16, tokens=257),
     "EVL decoder, B/16 T=8, 16 queries": partial(evl, 16, channels=768, heads=12, tokens=197),
     "EVL decoder, B/16 T=8, 32 queries": partial(evl, 32, channels=768, heads=12, tokens=197),
+    "X-Pool, 12 frames": partial(x_pool, (published.XPool, ours.TextConditionedPool)),
+    "X-Pool's similarities, 12 frames": partial(x_pool, (published.XPoolSimilarity, Similarity)),
 }
 
 

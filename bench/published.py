@@ -236,3 +236,45 @@ class EVLDecoderLayer(nn.Module):
         normed = self.norm3(y)
         x = x + self.attn(self.norm1(x), normed, normed)
         return x + self.mlp(self.norm2(x))
+
+
+class XPoolAttention(nn.Module):
+    """X-Pool's ``MultiHeadedAttention``."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads, self.head_dim = channels, heads, channels // heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(channels, channels) for _ in range(4))
+
+    def forward(self, text: Tensor, video: Tensor) -> Tensor:
+        """``[A, C]`` and ``[V, F, C]`` to ``[V, A, C]``."""
+        q = self.q_proj(text).unflatten(1, (self.num_heads, -1)).permute(1, 2, 0)  # [H, D, A]
+        k = self.k_proj(video).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [V, H, F, D]
+        v = self.v_proj(video).unflatten(2, (self.num_heads, -1)).permute(0, 2, 3, 1)  # [V, H, D, F]
+        weights = (k @ q / self.head_dim**0.5).softmax(2)  # [V, H, F, A]
+        return self.out_proj((v @ weights).permute(0, 3, 1, 2).flatten(2))
+
+
+class XPool(nn.Module):
+    """X-Pool's ``Transformer``."""
+
+    def __init__(self, channels: int, heads: int = 1, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.cross_attn, self.linear_proj = XPoolAttention(channels, heads), nn.Linear(channels, channels)
+        self.layer_norm1, self.layer_norm2, self.layer_norm3 = (nn.LayerNorm(channels) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, text_embeds: Tensor, video_embeds: Tensor) -> Tensor:
+        out = self.cross_attn(self.layer_norm1(text_embeds), self.layer_norm1(video_embeds))
+        out = self.layer_norm2(out)
+        return self.layer_norm3(out + self.dropout(self.linear_proj(out)))
+
+
+class XPoolSimilarity(XPool):
+    """Cosines of texts and the layer's outputs, ``[A, V]``, as X-Pool's ``sim_matrix_training`` has them."""
+
+    def forward(self, text_embeds: Tensor, video_embeds: Tensor) -> Tensor:
+        pooled = super().forward(text_embeds, video_embeds)
+        pooled = pooled / pooled.norm(dim=-1, keepdim=True)
+        text = text_embeds / text_embeds.norm(dim=-1, keepdim=True)
+        return torch.bmm(text[:, None], pooled.permute(1, 2, 0))[:, 0]

@@ -14,6 +14,7 @@ from .st_adapter import STAdapter
 from .temporal_attention import TemporalAttention
 from .temporal_conv import TemporalConv
 from .temporal_cross_attention import TemporalCrossAttention
+from .text_conditioned_pool import TextConditionedPool
 from .token_shift import TokenShift, TokenT1D, TS2NetShift
 from .video_prompts import VideoPromptBlock
 
@@ -32,6 +33,7 @@ __all__ = [
     "TemporalAttention",
     "TemporalConv",
     "TemporalCrossAttention",
+    "TextConditionedPool",
     "TokenShift",
     "TokenT1D",
     "UniFormerV2Extractor",

@@ -1,6 +1,6 @@
 """All rules. The first that knows a module decides about it."""
 
-from . import adapter, attention, clip_blocks, conv, evl, frame_attention, lora, mlp, readout, shift, timesformer
+from . import adapter, attention, clip_blocks, conv, evl, frame_attention, lora, mlp, readout, shift, timesformer, x_pool
 from .rules import Rule
 
 RULES: tuple[Rule, ...] = (
@@ -24,4 +24,5 @@ RULES: tuple[Rule, ...] = (
     evl.decoder,
     readout.evl_decoder_layer,
     readout.uniformer_extractor,
+    x_pool.transformer,
 )

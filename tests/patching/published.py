@@ -19,6 +19,7 @@ from bench.published import (
     STAdapter,
     TemporalShift,
     XCLIPBlock,
+    XPool,
     perceptron,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "STAdapter",
     "TemporalShift",
     "XCLIPBlock",
+    "XPool",
 ]
 
 
