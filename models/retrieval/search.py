@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from i2v_models.progress import Progress
+from i2v_models.retrieval.reader import Reader, bytes_of
 from i2v_models.retrieval.store import FeatureStore
 
 TILE = 1 << 20  # numbers of a store that are compared at once: 4 MB in float32, which caches hold
@@ -63,9 +64,10 @@ def top_k(
     lock, stop = threading.Lock(), threading.Event()
 
     def work(_: int) -> _Best:
-        best, tile = _Best(queries, k), _Tile(store, rows, queries, similarity is None)
+        best = _Best(queries, k)
         try:
-            with torch.no_grad():  # each thread has its own
+            with Reader(store) as reader, torch.no_grad():  # each thread has its own
+                tile = _Tile(reader, rows, queries, similarity is None)
                 while not stop.is_set():
                     with lock:
                         first = next(chunks, None)
@@ -108,40 +110,33 @@ def top_k(
 class _Tile:
     """``rows`` clips of a store, in memory that is used again and again; after the store's last clip there are zeros."""
 
-    def __init__(self, store: FeatureStore, rows: int, queries: Tensor, exact: bool) -> None:
-        self.store, self.rows, self.device = store, rows, queries.device
-        self.dtype = torch.promote_types(queries.dtype, torch.float32) if exact else queries.dtype
+    def __init__(self, reader: Reader, rows: int, queries: Tensor, exact: bool) -> None:
+        self.reader, self.rows, self.device = reader, rows, queries.device
+        store, self.dtype = reader.store, torch.promote_types(queries.dtype, torch.float32) if exact else queries.dtype
         shape = [rows, store.dim] if store.tokens is None else [rows, store.tokens, store.dim]
-        on_cpu = queries.device.type == "cpu"  # to other devices go the fewest bytes
-        self.own = [torch.zeros(shape, dtype=self.dtype if on_cpu else store.dtype)]
-        self.own += [torch.zeros(shape[:2], dtype=torch.bool)] if store.has_mask else []
-        self.own += [torch.zeros(shape[:2])] if store.has_weights else []
+        self.stored = {"features": torch.zeros(shape, dtype=store.dtype)}
+        self.stored |= {"mask": torch.zeros(shape[:2], dtype=torch.bool)} if store.has_mask else {}
+        self.stored |= {"weights": torch.zeros(shape[:2])} if store.has_weights else {}
+        self.memory = {name: bytes_of(value) for name, value in self.stored.items()}
+        self.exact = torch.zeros(shape, dtype=self.dtype) if self.device.type == "cpu" and store.dtype != self.dtype else None
 
     def over(self, first: int, last: int) -> Iterator[int]:
         """Holds clips ``first`` to ``last``, one tile after the other, and yields how many each holds."""
-        filled = 0
-        for part in self.store.read(first, last):
-            lying = [value for value in part if value is not None]
-            count, used = len(part.features), 0
-            while used < count:
-                taken = min(self.rows - filled, count - used)
-                for own, value in zip(self.own, lying):
-                    own[filled : filled + taken].copy_(value[used : used + taken])
-                filled, used = filled + taken, used + taken
-                if filled == self.rows:
-                    yield filled
-                    filled = 0
-        if filled:
-            for own in self.own:
-                own[filled:] = 0
-            yield filled
+        for begin in range(first, last, self.rows):
+            count = min(self.rows, last - begin)
+            self.reader.into(begin, count, self.memory)
+            for value in self.stored.values() if count < self.rows else ():
+                value[count:] = 0
+            yield count
 
     def features(self) -> Tensor:
-        return self.own[0].to(self.device).to(self.dtype)
+        if self.exact is not None:
+            return self.exact.copy_(self.stored["features"])
+        return self.stored["features"].to(self.device).to(self.dtype)  # to other devices go the fewest bytes
 
     def keywords(self) -> dict[str, Tensor]:
-        names = ["video_mask"] * self.store.has_mask + ["video_weight"] * self.store.has_weights
-        return {name: value.to(self.device) for name, value in zip(names, self.own[1:])}
+        names = {"mask": "video_mask", "weights": "video_weight"}
+        return {names[name]: value.to(self.device) for name, value in self.stored.items() if name in names}
 
 
 class _Best:

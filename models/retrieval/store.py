@@ -53,8 +53,8 @@ class Block(NamedTuple):
 class FeatureStore:
     """The features of clips in a folder, one vector `[D]` a clip, or `[N, D]` tokens, with a name for each clip.
 
-    Opened as it is at that moment: clips that are added later are seen by whoever opens it anew. Files are mapped into memory
-    while they are read, so a store may be larger than that. `len(store)` is the number of clips.
+    Opened as it is at that moment: clips that are added later are seen by whoever opens it anew. It may be larger than memory.
+    `len(store)` is the number of clips.
 
     Args:
         folder: where `FeatureStore.create` put it.
@@ -82,6 +82,10 @@ class FeatureStore:
         self.model: dict[str, Any] = self.index["model"]
         self.blocks = [Block(**block) for block in self.index["blocks"]]
         self._ends = list(accumulate(block.clips for block in self.blocks))
+        tokens = self.tokens or 1
+        self.row_bytes = {"features": tokens * self.dim * self.dtype.itemsize}  # of a clip, in each tensor of a block
+        self.row_bytes |= {"mask": tokens} if self.has_mask else {}
+        self.row_bytes |= {"weights": 4 * tokens} if self.has_weights else {}
         self._checked: set[int] = set()  # blocks whose file holds what it should
         if verify:
             self.verify()
@@ -149,10 +153,11 @@ class FeatureStore:
         if not 0 <= first <= last <= len(self):
             raise IndexError(f"clips {first} to {last} are not within the store's {len(self)}")
         while first < last:
-            number, place = self._find(first)
+            number, place = self.find(first)
             count = min(last - first, self.blocks[number].clips - place)
-            with self._open(number) as file:
-                yield Part(*(self._tensor(file, name, place, count) for name in ("features", "mask", "weights")))
+            with self.open_block(number) as file:
+                tensors = {name: file.get_tensor(name)[place : place + count] for name in self.row_bytes}
+                yield Part(tensors["features"], tensors.get("mask"), tensors.get("weights"))
             first += count
 
     def names(self, clips: Sequence[int] | Tensor) -> list[str]:
@@ -161,8 +166,8 @@ class FeatureStore:
         for clip in torch.as_tensor(clips, dtype=torch.int64).tolist():
             if not 0 <= clip < len(self):
                 raise IndexError(f"there is no clip {clip}; the store has {len(self)}")
-            number, place = self._find(clip)
-            with self._open(number) as file:
+            number, place = self.find(clip)
+            with self.open_block(number) as file:
                 ends, text = file.get_slice("ends"), file.get_slice("names")
                 begin, end = [0, *ends[:1].tolist()] if place == 0 else ends[place - 1 : place + 1].tolist()
                 if not 0 <= begin <= end <= text.get_shape()[0]:
@@ -173,7 +178,7 @@ class FeatureStore:
     def all_names(self) -> Iterator[str]:
         """The names of all clips in order, a file at a time."""
         for number, block in enumerate(self.blocks):
-            with self._open(number) as file:
+            with self.open_block(number) as file:
                 ends, text = file.get_tensor("ends").tolist(), file.get_tensor("names").numpy().tobytes()
             if not all(0 <= begin <= end <= len(text) for begin, end in zip([0, *ends], ends)):
                 raise ValueError(f"{self.folder / block.file} is damaged: a name is outside")
@@ -191,15 +196,15 @@ class FeatureStore:
             found = hashlib.file_digest(content, new_digest).hexdigest()
         if found != self.blocks[number].digest:
             raise ValueError(f"{path} is damaged: its digest is {found}, but {self.blocks[number].digest} by the store's index")
-        with self._open(number):
+        with self.open_block(number):
             pass
 
-    def _find(self, clip: int) -> tuple[int, int]:
+    def find(self, clip: int) -> tuple[int, int]:
         """The number of the block that holds a clip, and its place there."""
         number = bisect.bisect_right(self._ends, clip)
         return number, clip - (self._ends[number] - self.blocks[number].clips)
 
-    def _open(self, number: int) -> Any:
+    def open_block(self, number: int) -> Any:
         """A block's file, whose tensors have the types and shapes that the index says."""
         safetensors = require("safetensors", READING)
         block = self.blocks[number]
@@ -226,11 +231,6 @@ class FeatureStore:
         if have != want or text[0] != "U8" or len(text[1]) != 1:
             path = self.folder / block.file
             raise ValueError(f"{path} holds {have | {'names': text}}; by the store's index it should be {want} and names")
-
-    def _tensor(self, file: Any, name: str, place: int, count: int) -> Tensor | None:
-        if (name == "mask" and not self.has_mask) or (name == "weights" and not self.has_weights):
-            return None
-        return file.get_tensor(name)[place : place + count]
 
     def _decoded(self, number: int, name: bytes) -> str:
         try:

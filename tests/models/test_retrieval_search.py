@@ -15,6 +15,7 @@ from torch import Tensor
 
 from i2v_models import checkpoint
 from i2v_models.retrieval import FeatureStore, search, top_k
+from i2v_models.retrieval.reader import Reader, bytes_of
 
 CLIPS, DIM = 1000, 24
 
@@ -256,8 +257,30 @@ def test_damage_is_named_where_it_is_met(tmp_path):
         top_k(numbers(1, DIM), store, 2)
 
 
+def test_a_file_that_is_cut_short_meanwhile(tmp_path):
+    store = stored(tmp_path / "store", numbers(CLIPS, DIM), CLIPS)
+    tile = torch.empty(10, DIM)
+    with Reader(store) as reader:
+        reader.into(500, 10, {"features": bytes_of(tile)})
+        assert torch.equal(tile, numbers(CLIPS, DIM)[500:510])
+        file = store.folder / store.blocks[0].file
+        os.truncate(file, 505 * DIM * 4)
+        with pytest.raises(OSError, match=rf"{file.name} ends too early: it was cut short"):
+            reader.into(500, 10, {"features": bytes_of(tile)})
+
+
+def test_no_file_stays_open(tmp_path):
+    store = stored(tmp_path / "store", numbers(CLIPS, DIM), 64)
+    top_k(numbers(1, DIM), store, 2)  # whatever PyTorch opens once
+    before = len(os.listdir("/proc/self/fd"))
+    top_k(numbers(1, DIM), store, 2)
+    with pytest.raises(ZeroDivisionError):
+        top_k(numbers(1, DIM), store, 2, lambda queries, features: 1 / 0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_memory_does_not_grow_with_the_store(tmp_path):
-    """Four times the clips, in one block of 160 MB, which is mapped piece by piece."""
+    """Four times the clips, in one block of 160 MB."""
     script = (
         "import sys, torch\nfrom i2v_models.retrieval import FeatureStore, top_k\n"
         "torch.set_num_threads(2)\n"

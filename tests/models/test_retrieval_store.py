@@ -368,7 +368,7 @@ def test_opened_while_a_writer_replaces_the_last_block(tmp_path, monkeypatch):
 
 def test_of_the_names_only_those_of_hits_are_read(tmp_path, monkeypatch):
     store = filled(tmp_path / "store", 250, 100)
-    opened, read = store._open, []
+    opened, read = store.open_block, []
 
     class Watched:
         def __init__(self, file):
@@ -392,6 +392,6 @@ def test_of_the_names_only_those_of_hits_are_read(tmp_path, monkeypatch):
 
             return Slice()
 
-    monkeypatch.setattr(store, "_open", lambda number: Watched(opened(number)))
+    monkeypatch.setattr(store, "open_block", lambda number: Watched(opened(number)))
     assert store.names([7, 100, 249]) == [names(250)[i] for i in (7, 100, 249)]
     assert len(read) == 6 and all(count <= (2 if name == "ends" else 30) for name, count in read)
