@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def measure(store: FeatureStore, queries: Sequence[int], k: int, rounds: int, co
     calls: dict[Any, Callable[[], object]] = {"load": lambda: load(store, memory), "read": lambda: read(store)}
     for count in queries:
         asked = torch.randn(count, store.dim, generator=torch.Generator().manual_seed(count))
-        calls[count] = lambda asked=asked: top_k(asked, store, k)
+        calls[count] = partial(top_k, asked, store, k)
     if not cold:
         for call in calls.values():
             call()

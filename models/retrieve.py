@@ -135,8 +135,8 @@ def search(config: RetrieveConfig, store: FeatureStore, model: VideoCLIP, tokeni
     found = top_k(queries, store, config.top, progress=len(store) > 100_000)
     results = []
     for text, is_cut, scores, indices in zip(config.text, cut, found.scores.tolist(), found.indices):
-        hits = zip(scores, store.names(indices))
-        hits = [{"rank": rank, "score": score, "name": name} for rank, (score, name) in enumerate(hits, 1)]
+        named = enumerate(zip(scores, store.names(indices)), 1)
+        hits = [{"rank": rank, "score": score, "name": name} for rank, (score, name) in named]
         results.append({"text": text, "cut": is_cut, "hits": hits})
     return results
 
