@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import i2v_kernels as i2v
 from i2v_models import checkpoint
 from i2v_models.retrieval import FeatureStore, search, top_k
 from i2v_models.retrieval.reader import Reader, bytes_of
@@ -165,6 +166,21 @@ def test_any_similarity_over_tokens(tmp_path, masked, weighted, threads):
         threads(count)
         found = top_k(asked, store, 20, maxsim)
         assert found.scores.tolist() == scores and found.indices.tolist() == order
+
+
+@pytest.mark.skipif(not hasattr(i2v, "late_interaction"), reason="this build has no late_interaction")
+def test_late_interaction_of_tokens(tmp_path, threads):
+    features, asked = numbers(150, 5, DIM), numbers(4, 3, DIM, seed=1)
+    mask, weights = numbers(150, 5, seed=2) > 0, numbers(150, 5, seed=3).softmax(-1)
+    assert not mask.any(1).all()
+    store = stored(tmp_path / "store", features, 33, mask, weights)
+    how = {"mode": "wti", "text_mask": numbers(4, 3, seed=4) > -1, "text_weight": numbers(4, 3, seed=5).softmax(-1)}
+    want = i2v.late_interaction(asked, features, video_mask=mask, video_weight=weights, **how).topk(20)
+    for count in (1, 2):
+        threads(count)
+        found = top_k(asked, store, 20, functools.partial(i2v.late_interaction, **how))
+        assert torch.equal(found.indices, want.indices)
+        torch.testing.assert_close(found.scores, want.values)
 
 
 def test_what_a_similarity_is_given(tmp_path, threads):
