@@ -2,6 +2,7 @@ from .bottleneck_adapter import bottleneck_adapter
 from .contrastive_loss import contrastive_loss
 from .frame_attention import frame_attention
 from .frame_bias import frame_bias
+from .late_interaction import late_interaction
 from .lora_linear import lora_linear
 from .masked_mean import masked_mean
 from .merge import merge_attention
@@ -19,6 +20,7 @@ __all__ = [
     "contrastive_loss",
     "frame_attention",
     "frame_bias",
+    "late_interaction",
     "lora_linear",
     "masked_mean",
     "merge_attention",

@@ -66,14 +66,14 @@ def no_overlap(op: str, name: str, value: Tensor) -> None:
             )
 
 
-def mask(op: str, value: object, layout: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A contiguous bool tensor ``mask`` of this shape, on the device of ``like``."""
+def mask(op: str, value: object, layout: str, shape: tuple[int, ...], like: Tensor, name: str = "mask") -> Tensor:
+    """A contiguous bool tensor of this shape, on the device of ``like``."""
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         got = getattr(value, "dtype", value)
-        raise TypeError(f"{op}: mask must be a bool tensor {layout}, True where valid, got {got!r}")
+        raise TypeError(f"{op}: {name} must be a bool tensor {layout}, True where valid, got {got!r}")
     if value.shape != shape:
-        raise ValueError(f"{op}: mask.shape={tuple(value.shape)}, but {layout} = {shape} is needed")
-    same_place(op, "mask", value, like)
+        raise ValueError(f"{op}: {name}.shape={tuple(value.shape)}, but {layout} = {shape} is needed")
+    same_place(op, name, value, like)
     return value.contiguous()
 
 

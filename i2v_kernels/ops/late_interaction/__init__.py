@@ -1,0 +1,3 @@
+from .op import late_interaction
+
+__all__ = ["late_interaction"]
