@@ -256,6 +256,48 @@ def _relative_places(height: int, width: int, device: torch.device) -> Tensor:
     return places.to(device)
 
 
+def late_published(
+    text: Tensor, video: Tensor, *, text_weight: Tensor | None = None, video_weight: Tensor | None = None, mode: str = "wti",
+    temperature: float = 0.0, normalize: bool = False,
+) -> Tensor:  # fmt: skip
+    """As published by DRL, ColBERT and X-CLIP: the similarities of all tokens of all pairs by einsum, then what is sought."""
+    if normalize:
+        text, video = F.normalize(text, dim=2), F.normalize(video, dim=2)
+    s = torch.einsum("atd,bvd->abtv", text, video)
+
+    def sought(dim: int) -> Tensor:
+        return ((s / temperature).softmax(dim) * s).sum(dim) if temperature else s.max(dim).values
+
+    if mode == "maxsim":
+        return sought(3).float().sum(2)
+    of_text, of_video = sought(3).float(), sought(2).float()
+    if text_weight is None or video_weight is None:
+        return (of_text.mean(2) + of_video.mean(2)) / 2
+    return (
+        torch.einsum("abt,at->ab", of_text, text_weight.float()) + torch.einsum("abv,bv->ab", of_video, video_weight.float())
+    ) / 2
+
+
+def late_by_products(text: Tensor, video: Tensor, **options: Any) -> Tensor:
+    """The same of similarities as the product leaves them, ``[A * Nt, V * Nv]``, where maxima are asked of views."""
+    if options.pop("normalize", False):
+        text, video = F.normalize(text, dim=2), F.normalize(video, dim=2)
+    temperature = options.get("temperature", 0.0)
+    s = (text.flatten(0, 1) @ video.flatten(0, 1).t()).view(*text.shape[:2], *video.shape[:2])  # [A, Nt, V, Nv]
+
+    def sought(dim: int) -> Tensor:
+        return ((s / temperature).softmax(dim) * s).sum(dim) if temperature else s.amax(dim)
+
+    of_text = sought(3).float()
+    if options.get("mode") == "maxsim":
+        return of_text.sum(1)
+    of_video = sought(1).float()
+    if "text_weight" not in options:
+        return (of_text.mean(1) + of_video.mean(2)) / 2
+    weighted = torch.einsum("atb,at->ab", of_text, options["text_weight"].float())
+    return (weighted + torch.einsum("abv,bv->ab", of_video, options["video_weight"].float())) / 2
+
+
 Triple = tuple[float, float, float]
 
 
@@ -369,6 +411,7 @@ PEERS |= {
         "sdpa": partial(compared, pool_sdpa),
     },
     "masked_mean": {"published": mean_published, "product": mean_product},
+    "late_interaction": {"einsum": late_published, "products": late_by_products},
     "patch_embed": {"conv2d": embed_conv2d, "channels_last": embed_channels_last, "linear": embed_linear},
 }
 

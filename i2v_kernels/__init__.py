@@ -21,18 +21,19 @@ from .ops import (
     token_shift_,
     video_cross_attention,
 )
-from .patching import kernel_mapping, patch, patched, register_attention, unpatch
+from .patching import colbert_scores, kernel_mapping, patch, patched, register_attention, unpatch
 
 __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "bottleneck_adapter",
+    "colbert_scores",
     "contrastive_loss",
     "explain",
     "frame_attention",
     "frame_bias",
-    "late_interaction",
     "kernel_mapping",
+    "late_interaction",
     "lora_linear",
     "masked_mean",
     "merge_attention",

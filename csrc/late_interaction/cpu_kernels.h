@@ -109,9 +109,11 @@ void late_scores(const LateTile& p, int64_t first, int64_t last) {
   using A = accumulate_t<T>;
   constexpr int W = lanes<A>, together = 4;
   const int64_t all = p.column_start[p.videos];
-  Scratch<A> most_memory(all + W), sums_memory(p.videos);
+  Scratch<A> most_memory(all + W);
+  Scratch<double> sums_memory(p.videos);
   Scratch<IndexOf<A>> place_memory(all + W);
-  A *most = most_memory.data(), *sums = sums_memory.data();
+  A* most = most_memory.data();
+  double* sums = sums_memory.data();
   IndexOf<A>* place = place_memory.data();
   for (int64_t a = first; a < last; ++a) {
     const int64_t row0 = p.row_start[a], rows = p.row_start[a + 1] - row0;
@@ -135,14 +137,14 @@ void late_scores(const LateTile& p, int64_t first, int64_t last) {
         const int64_t c = p.column_start[b], columns = p.column_start[b + 1] - c;
         if (columns == 0) continue;
         int64_t found;
-        sums[b] += weight * largest_of(tile + t * all + c, columns, all - c, p.text_best ? &found : nullptr);
+        sums[b] += static_cast<double>(weight) * largest_of(tile + t * all + c, columns, all - c, p.text_best ? &found : nullptr);
         if (p.text_best)
           put_place(p.text_best + a * p.text_step[0] + b * p.text_step[1], p.text_bytes, token, p.column_token[c + found]);
       }
     }
     A* scores = static_cast<A*>(p.scores) + a * p.scores_step;
     if (!p.both) {
-      for (int64_t b = 0; b < p.videos; ++b) scores[b] = sums[b];
+      for (int64_t b = 0; b < p.videos; ++b) scores[b] = static_cast<A>(sums[b]);
       continue;
     }
     // each token of the videos: the largest of the text
@@ -151,9 +153,10 @@ void late_scores(const LateTile& p, int64_t first, int64_t last) {
     for (; c < all; c += W) largest_below<1>(tile + c, rows, all, all - c, most + c, place + c);
     for (int64_t b = 0; b < p.videos; ++b) {
       const A* weights = static_cast<const A*>(p.video_weight) + b * p.columns;
-      A sum = 0;
-      for (c = p.column_start[b]; rows && c < p.column_start[b + 1]; ++c) sum += weights[p.column_token[c]] * most[c];
-      scores[b] = (sums[b] + sum) / 2;
+      double sum = 0;
+      for (c = p.column_start[b]; rows && c < p.column_start[b + 1]; ++c)
+        sum += static_cast<double>(weights[p.column_token[c]]) * most[c];
+      scores[b] = static_cast<A>((sums[b] + sum) / 2);
       if (!p.video_best) continue;
       char* best = p.video_best + a * p.video_step[0] + b * p.video_step[1];
       std::memset(best, 0, p.columns * p.video_bytes);
@@ -169,14 +172,14 @@ struct LatePart {
   accumulate_t<T> factor;
 };
 
-// sums += the rows of the parts times their factors, N vectors of channels.
+// sums += the rows of the parts times their factors, N vectors of channels. Their own sum first: it is more exact.
 template <int N, typename T>
 I2V_INLINE void add_rows(accumulate_t<T>* sums, const LatePart<T>* parts, int64_t count, int64_t channel) {
   using A = accumulate_t<T>;
   constexpr int W = lanes<A>;
   Vec<A> x[N];
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) x[i] = load(sums + channel + i * W);
+  for (int i = 0; i < N; ++i) x[i] = Vec<A>{};
   for (int64_t j = 0; j < count; ++j) {
     const T* row = parts[j].row + channel;
     const Vec<A> factor = broadcast(parts[j].factor);
@@ -184,7 +187,7 @@ I2V_INLINE void add_rows(accumulate_t<T>* sums, const LatePart<T>* parts, int64_
     for (int i = 0; i < N; ++i) x[i] += factor * load(row + i * W);
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) store(sums + channel + i * W, x[i]);
+  for (int i = 0; i < N; ++i) store(sums + channel + i * W, load(sums + channel + i * W) + x[i]);
 }
 
 // `sums` is padded to vectors.
@@ -195,9 +198,9 @@ I2V_INLINE void add_parts(accumulate_t<T>* sums, const LatePart<T>* parts, int64
   for (; c + 8 * W <= channels; c += 8 * W) add_rows<8>(sums, parts, count, c);
   for (; c + W <= channels; c += W) add_rows<1>(sums, parts, count, c);
   if (c == channels) return;
-  auto x = load(sums + c);
+  Vec<accumulate_t<T>> x{};
   for (int64_t j = 0; j < count; ++j) x += broadcast(parts[j].factor) * load_part(parts[j].row + c, channels - c);
-  store(sums + c, x);
+  store(sums + c, load(sums + c) + x);
 }
 
 // Items [first, last): the gradient of their tokens, from those tokens of the others that were the largest to them and those to

@@ -18,6 +18,8 @@ TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.uint8: "u8",
+    torch.int16: "i16",
+    torch.int32: "i32",
 }
 
 

@@ -2,6 +2,16 @@
 
 from .patcher import is_patched, patch, patched, unpatch
 from .report import PatchReport, Row
-from .seams import kernel_mapping, register_attention
+from .seams import colbert_scores, kernel_mapping, register_attention
 
-__all__ = ["PatchReport", "Row", "is_patched", "kernel_mapping", "patch", "patched", "register_attention", "unpatch"]
+__all__ = [
+    "PatchReport",
+    "Row",
+    "colbert_scores",
+    "is_patched",
+    "kernel_mapping",
+    "patch",
+    "patched",
+    "register_attention",
+    "unpatch",
+]

@@ -1,6 +1,20 @@
 """All rules. The first that knows a module decides about it."""
 
-from . import adapter, attention, clip_blocks, conv, evl, frame_attention, lora, mlp, readout, shift, timesformer, x_pool
+from . import (
+    adapter,
+    attention,
+    clip_blocks,
+    conv,
+    evl,
+    frame_attention,
+    lora,
+    mlp,
+    readout,
+    shift,
+    similarity,
+    timesformer,
+    x_pool,
+)
 from .rules import Rule
 
 RULES: tuple[Rule, ...] = (
@@ -25,4 +39,6 @@ RULES: tuple[Rule, ...] = (
     readout.evl_decoder_layer,
     readout.uniformer_extractor,
     x_pool.transformer,
+    similarity.drl,
+    similarity.ts2_net,
 )

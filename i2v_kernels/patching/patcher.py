@@ -68,7 +68,7 @@ def patch(
     wanted = _selected(modules, include, "include") if include is not None else set(modules)
     unwanted = _selected(modules, exclude, "exclude") if exclude is not None else set()
     report, tried = PatchReport(dry_run=dry_run), Trials()
-    chosen: list[tuple[nn.Module, Callable[..., Any]]] = []
+    chosen: list[tuple[nn.Module, dict[str, Callable[..., Any]]]] = []
     for name, module in modules.items():
         found = _first(RULES, module)
         if found is None:
@@ -83,11 +83,11 @@ def patch(
             else:
                 found = _reason_against(module) or _tried(tried, module, found)
         if isinstance(found, Replacement):
-            chosen.append((module, _forward_of(module, found)))
+            chosen.append((module, {method: _method_of(module, method, found) for method in found.methods}))
         report.rows.append(Row(name, type(module).__name__, *((False, found) if isinstance(found, str) else (True, found.by))))
     if not dry_run:  # after all has been asked, so that an error leaves the model as it was
-        for module, forward in chosen:
-            _replace(module, forward)
+        for module, methods in chosen:
+            _replace(module, methods)
     return report
 
 
@@ -121,8 +121,8 @@ def patched(model: nn.Module, **options: Any) -> Iterator[PatchReport]:
 
 
 def is_patched(module: nn.Module) -> bool:
-    """Whether ``patch`` replaced this module's forward."""
-    return _is_on(module) and is_replaced(module)
+    """Whether ``patch`` replaced this module's forward, or other methods of it."""
+    return _is_on(module) and bool(_replaced(module))
 
 
 def _is_on(module: nn.Module) -> bool:
@@ -130,33 +130,40 @@ def _is_on(module: nn.Module) -> bool:
     return getattr(vars(module).get("_replicate_for_data_parallel"), "__func__", None) is _replicate_for_data_parallel
 
 
-def _forward_of(module: nn.Module, found: Replacement) -> Callable[..., Any]:
-    """The new forward, which runs the class's own in calls for which the replacement has not been proved."""
-    watch, replacement = Watch(module, found.uncalled, found.reads), found.forward
+def _replaced(module: nn.Module) -> list[str]:
+    """The methods of this instance that ``patch`` gave it."""
+    return [name for name, value in vars(module).items() if hasattr(getattr(value, "__func__", None), PATCHED)]
 
-    # A method named forward: copies of the module bind it to the copy, and pickles, which look it up by this name in the
-    # class, load as the class's own.
+
+def _method_of(module: nn.Module, name: str, found: Replacement) -> Callable[..., Any]:
+    """The new method, which runs the class's own in calls for which the replacement has not been proved."""
+    watch, replacement = Watch(module, found.uncalled, (*found.reads, *found.methods)), found.forward
+
+    # A method of the old one's name: copies of the module bind it to the copy, and pickles, which look it up by this name in
+    # the class, load as the class's own.
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        original = partial(type(self).forward, self)
+        original = partial(getattr(type(self), name), self)
         if _is_on(self) and is_ordinary(args, kwargs) and watch.holds(self):
             return replacement(self, original, *args, **kwargs)
         return original(*args, **kwargs)
 
-    forward.__signature__ = inspect.signature(type(module).forward)  # type: ignore[attr-defined]  # exporters and trainers ask
+    forward.__name__ = name
+    forward.__signature__ = inspect.signature(getattr(type(module), name))  # type: ignore[attr-defined]  # exporters and trainers ask
     setattr(forward, PATCHED, replacement)
     return forward
 
 
-def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
-    module.__dict__["forward"] = MethodType(forward, module)
+def _replace(module: nn.Module, methods: dict[str, Callable[..., Any]]) -> None:
+    for name, method in methods.items():
+        module.__dict__[name] = MethodType(method, module)
     module.__dict__["_replicate_for_data_parallel"] = MethodType(_replicate_for_data_parallel, module)
 
 
 def _replicate_for_data_parallel(self: nn.Module) -> nn.Module:
     """``nn.DataParallel`` copies a module's attributes as they are: a replica's forward would run the original's weights."""
     replica = type(self)._replicate_for_data_parallel(self)
-    for method in (self.__dict__["forward"], self.__dict__["_replicate_for_data_parallel"]):
-        replica.__dict__[method.__func__.__name__] = MethodType(method.__func__, replica)
+    for name in (*_replaced(self), "_replicate_for_data_parallel"):
+        replica.__dict__[name] = MethodType(self.__dict__[name].__func__, replica)
     return replica
 
 
@@ -165,10 +172,10 @@ def _undo(modules: dict[str, nn.Module]) -> None:
     for name, module in modules.items():
         if _is_on(module):
             del module.__dict__["_replicate_for_data_parallel"]  # without which our forward is the class's own
-            if not is_replaced(module):
+            if not _replaced(module):
                 wrapped.append(name)
-        if is_replaced(module):
-            del module.__dict__["forward"]
+        for method in _replaced(module):
+            del module.__dict__[method]
     if wrapped:
         warnings.warn(
             f"unpatch: other code has wrapped the forward of {', '.join(wrapped)} since patch: its wrapper stays where it is, "

@@ -27,6 +27,7 @@ class Replacement:
         uncalled: paths of the children that it never calls. If one of them is no longer what it was, or not plain, the call is
             the original's. Those that it calls or not, it asks ``nn.plain.is_plain`` about.
         reads: attributes of the module that it reads at each call; if others have changed, the call is the original's.
+        methods: what it replaces, all by ``forward``: the module's own, or others that a model calls it by.
         stand_in: puts other modules in the place of children of a copy that are called both ways and that a trial cannot run.
     """
 
@@ -36,6 +37,7 @@ class Replacement:
     known: bool = False
     uncalled: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ("forward",)
     stand_in: Callable[[Any], None] = lambda module: None
 
 

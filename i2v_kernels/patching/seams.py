@@ -1,13 +1,17 @@
-"""The seams that transformers and the hub's ``kernels`` have themselves: an attention implementation, and layers."""
+"""The seams that other libraries have themselves: an attention implementation (transformers), layers (the hub's
+``kernels``), a score (PyLate).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..extras import require
+from ..ops.late_interaction import late_interaction
 from ..ops.temporal_attention import temporal_attention
 from . import layers
 
@@ -72,6 +76,39 @@ def attention_forward(
         )
     q, k, v = (x.transpose(1, 2).unsqueeze(2) for x in (query, key, value))  # [B, T = L, N = 1, H, D]
     return temporal_attention(q, k, v, scale=scaling, causal=bool(causal)).squeeze(2), None
+
+
+def colbert_scores(
+    queries_embeddings: Any, documents_embeddings: Any, queries_mask: Any = None, documents_mask: Any = None
+) -> Tensor:
+    """PyLate's score of that name by ``late_interaction``: what its losses take as ``score_metric``.
+
+    The sum over the query's tokens of the largest similarity to a token of the document; those of tokens that are not valid
+    count as 0, as in PyLate.
+
+    Args:
+        queries_embeddings: ``[A, Nt, D]``: a tensor, an array or a list.
+        documents_embeddings: ``[V, Nv, D]``.
+        queries_mask, documents_mask: ``[A, Nt]`` and ``[V, Nv]``, 1 or True where the token is valid.
+
+    Returns:
+        ``[A, V]`` float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: as ``late_interaction``, whose text is the queries and whose video the documents.
+
+    Examples:
+        >>> import torch
+        >>> queries, documents = torch.eye(3)[:, None], torch.eye(3).expand(2, 3, 3)
+        >>> colbert_scores(queries, 2 * documents)
+        tensor([[2., 2.],
+                [2., 2.],
+                [2., 2.]])
+    """
+    queries, documents = torch.as_tensor(queries_embeddings), torch.as_tensor(documents_embeddings)
+    masks = (None if m is None else torch.as_tensor(m, device=queries.device) != 0 for m in (queries_mask, documents_mask))
+    options: dict[str, Any] = dict(zip(("text_mask", "video_mask"), masks))
+    return late_interaction(queries, documents, mode="maxsim", masked="zero", **options)
 
 
 @dataclass(frozen=True)

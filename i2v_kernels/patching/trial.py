@@ -70,7 +70,8 @@ def differs(module: nn.Module, replacement: Replacement) -> str | None:
             return f"its {name} is a {type(t).__name__}, a kind of tensor that computes in its own way"
     try:
         with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"), _OnCPU():
-            return _compare(module, replacement)
+            reasons = (_compare(module, replacement, method) for method in replacement.methods)
+            return next((reason for reason in reasons if reason is not None), None)
     except Exception as error:
         return f"a trial with inputs as expected failed: {type(error).__name__}: {error}"
 
@@ -85,7 +86,7 @@ class _OnCPU(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _compare(module: nn.Module, replacement: Replacement) -> str | None:
+def _compare(module: nn.Module, replacement: Replacement, method: str) -> str | None:
     results, attributes_left, left_to_original = [], [], []
     for call in (_original, replacement.forward):
         try:
@@ -96,6 +97,7 @@ def _compare(module: nn.Module, replacement: Replacement) -> str | None:
             twin = twin.float()
         for part in twin.modules():
             part.__dict__.pop("forward", None)
+            part.__dict__.pop(method, None)
             for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
                 hooks.clear()
         _disturb(twin)
@@ -103,7 +105,7 @@ def _compare(module: nn.Module, replacement: Replacement) -> str | None:
 
         def original(*args: Any, twin: nn.Module = twin, **kwargs: Any) -> Any:
             left_to_original.append(twin.training)
-            return type(twin).forward(twin, *args, **kwargs)
+            return getattr(type(twin), method)(twin, *args, **kwargs)
 
         left_to_original.clear()
         results.append(_run(partial(call, twin, original), twin, replacement.probe(twin)))

@@ -20,7 +20,7 @@ def _weights(a: int, t: int, v: int, n: int) -> dict[str, Tensor]:
     return {"text_weight": randn(a, t, seed=3), "video_weight": randn(v, n, seed=4)}
 
 
-def _valid(items: int, tokens: int, seed: int = 0) -> Tensor:
+def _valid(items: int, tokens: int, *, seed: int = 0) -> Tensor:
     """About two thirds of the tokens, of the last item none."""
     valid = torch.randn(items, tokens, generator=torch.Generator().manual_seed(seed)) > -0.4
     valid[-1:] = False
@@ -28,16 +28,16 @@ def _valid(items: int, tokens: int, seed: int = 0) -> Tensor:
 
 
 def _samples() -> list[Sample]:
-    text, video = _features(3, 7, 4, 5, 16)
-    masks = {"text_mask": _valid(3, 7), "video_mask": _valid(4, 5)}
-    weights = _weights(3, 7, 4, 5)
-    whole = torch.randint(-2, 3, (4, 6, 8), generator=torch.Generator().manual_seed(0)).double()  # many similarities are equal
+    text, video = _features(9, 7, 12, 5, 16)  # pairs enough for the error to be no matter of luck
+    masks = {"text_mask": _valid(9, 7), "video_mask": _valid(12, 5)}
+    weights = _weights(9, 7, 12, 5)
+    whole = torch.randint(-2, 3, (9, 6, 8), generator=torch.Generator().manual_seed(0)).double() * 16  # many products are equal
     nan_video, inf_text = video.clone(), text.clone()
     nan_video[1, 2, 3] = float("nan")
     inf_text[0, 1, 2] = float("inf")
     behind = {**masks, "video_mask": masks["video_mask"].clone()}
     behind["video_mask"][1, 2] = False
-    strided = torch.zeros(7, 3, 19, dtype=torch.float64)[..., 1:-2].copy_(text.transpose(0, 1)).transpose(0, 1)
+    strided = torch.zeros(7, 9, 19, dtype=torch.float64)[..., 1:-2].copy_(text.transpose(0, 1)).transpose(0, 1)
     soft = {"mode": "softmax", "temperature": 0.5}
     return [
         Sample("plain", (text, video)),
@@ -54,7 +54,7 @@ def _samples() -> list[Sample]:
         Sample("softmax, masked are 0", (text, video), {**soft, "masked": "zero", **masks}),
         Sample("softmax, sharp", (text, video), {"mode": "softmax", "temperature": 0.01, "normalize": True}),
         Sample("cosines", (text, video), {"normalize": True, **weights}),
-        Sample("equal similarities", (whole, whole[:3, :4] * 2)),
+        Sample("equal similarities", (whole, whole[:8, :4] * 2)),
         Sample("tokens first in memory", (strided, video), masks),
         Sample("a tile and a bit", _features(5, 33, 9, 17, 24)),
         Sample("77 and 49 tokens, D64", _features(2, 77, 3, 49, 64), {"text_mask": _valid(2, 77)}),
@@ -66,11 +66,11 @@ def _samples() -> list[Sample]:
         Sample("many videos", _features(2, 3, 40, 12, 8)),
         Sample("D1", _features(2, 3, 4, 5, 1)),
         Sample("D300", _features(2, 3, 4, 5, 300)),
-        Sample("no texts", _features(0, 7, 4, 5, 16)),
-        Sample("no videos", _features(3, 7, 0, 5, 16), {"text_mask": _valid(3, 7)}),
+        Sample("no texts", _features(0, 7, 12, 5, 16)),
+        Sample("no videos", _features(9, 7, 0, 5, 16), {"text_mask": masks["text_mask"]}),
         Sample("no tokens of texts", _features(3, 0, 4, 5, 16)),
         Sample("no tokens of videos", _features(3, 7, 4, 0, 16), {"mode": "maxsim"}),
-        Sample("no channels", _features(3, 7, 4, 5, 0), masks),
+        Sample("no channels", _features(9, 7, 12, 5, 0), masks),
         Sample("nan in a video", (text, nan_video), weights),
         Sample("nan in a token that is not valid", (text, nan_video), {**weights, **behind}),
         Sample("inf in a text", (inf_text, video)),
@@ -78,8 +78,8 @@ def _samples() -> list[Sample]:
 
 
 def _models(clips: int) -> list[Sample]:
-    """For each clip 64 texts and videos, of at most 8 clips: published formulations store each similarity."""
-    n = 64 * min(clips, 8)
+    """For each clip 32 texts and videos, of at most 16 clips: published formulations store each similarity."""
+    n = 32 * min(clips, 16)
     drl, patches = _features(n, 32, n, 12, 512), _features(n, 32, n, 49, 512)
     return [
         Sample("DRL WTI, 32 x 12 tokens", drl, _weights(n, 32, n, 12)),
@@ -158,7 +158,7 @@ INFO = OpInfo(
     flops=_flops,
     dims="ATD, VSD -> AV",
     rows="AV",
-    autocasts=False,  # its features are cast, its scores are sums
+    wide=True,
     products=True,
     spreads=True,
 )

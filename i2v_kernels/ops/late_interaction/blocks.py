@@ -41,7 +41,7 @@ def part(x: Tensor | None, where: slice) -> Tensor | None:
 
 
 def valid_rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    """``[rows, D]`` of ``[items, tokens, D]``: a view of all if it can be one, a copy of the valid ones where there is a mask."""
+    """``[rows, D]`` of ``[items, tokens, D]``: a view of all if it can be one, or a copy of those that are valid."""
     return as_rows(x) if mask is None else x[mask]
 
 
@@ -123,8 +123,8 @@ def _add_attended(grad: Tensor, given: tuple[Any, ...], options: tuple[Any, ...]
     totals = [None if x is None else torch.zeros(x.shape, dtype=dtype) for x in into]
     for a, b in tiles(given[0], given[1], ATTENDED):
         where = (a, b) * 3
-        parts = [part(x, at) for x, at in zip(given, where)]
-        leaves = []
+        parts: list[Any] = [part(x, at) for x, at in zip(given, where)]
+        leaves: list[Tensor] = []
         for i, total in enumerate(totals):
             if total is not None:
                 parts[i] = parts[i].detach().requires_grad_()
@@ -136,5 +136,5 @@ def _add_attended(grad: Tensor, given: tuple[Any, ...], options: tuple[Any, ...]
             if total is not None:
                 total[at] += next(found)
     for x, total in zip(into, totals):
-        if x is not None:
+        if x is not None and total is not None:
             x.copy_(total)

@@ -34,7 +34,7 @@ def forward(
 
 
 def sought(s: Tensor, dim: int, valid: Tensor | None, temperature: float, unit: bool) -> tuple[Tensor, Tensor]:
-    """Over ``dim`` of ``s [A, V, Nt, Nv]``, where ``valid``: maxima, or the means that softmax weights, and the places of maxima.
+    """Over ``dim`` of ``s [A, V, Nt, Nv]``, where ``valid``: maxima, or means weighted by a softmax, and the places of maxima.
     Zeros where nothing is valid.
     """
     if 0 in s.shape[2:]:
@@ -59,7 +59,7 @@ def attended(s: Tensor, dim: int, valid: Tensor | None, temperature: float, unit
 
 
 def summed(found: Tensor, weight: Tensor | None, valid: Tensor | None, dim: int) -> Tensor:
-    """``[A, V]``: the sum of ``found [A, V, tokens]`` over tokens, where ``valid``, times weights, which are the same along ``dim``."""
+    """``[A, V]``: the sum over ``found [A, V, tokens]``, where ``valid``, times weights, which are the same along ``dim``."""
     if valid is not None:
         found = found.masked_fill(~valid, 0.0)
     return (found if weight is None else found * weight.unsqueeze(dim)).sum(-1)

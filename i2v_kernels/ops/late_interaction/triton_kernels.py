@@ -53,7 +53,7 @@ def late_interaction_kernel(
     o_b = (i_v * NV + tl.arange(0, NV)).to(tl.int64)
     m_s = (o_a < A)[:, None] & (o_b < V)[None, :]
     b_score = tl.zeros([NA, NV], dtype=tl.float32)
-    for i_t in range(0, 1 if ONE_T else tl.cdiv(Nt, BT)):
+    for i_t in range(1 if ONE_T else tl.cdiv(Nt, BT)):
         o_i, o_t, m_r = places(i_a, NA, BT, A, Nt - i_t * BT)
         o_t += i_t * BT
         p_x = rows_of(x, o_i, o_t, s_xi, s_xt, UNIT)
@@ -63,7 +63,7 @@ def late_interaction_kernel(
         b_most = tl.full([NA, BT, NV], float("-inf"), dtype=tl.float32)
         b_place = tl.zeros([NA, BT, NV], dtype=tl.int32)
         b_some = tl.zeros([1, 1, NV], dtype=tl.int32)
-        for i_n in range(0, 1 if ONE_V else tl.cdiv(Nv, BV)):
+        for i_n in range(1 if ONE_V else tl.cdiv(Nv, BV)):
             o_j, o_n, m_c = places(i_v, NV, BV, V, Nv - i_n * BV)
             o_n += i_n * BV
             m_y = valid(y_mask, o_j, o_n, m_c, Nv)
@@ -143,10 +143,10 @@ def late_interaction_backward_kernel(
     b_dx = tl.zeros([BT, BD], dtype=tl.float32)
     b_own = tl.zeros([BT, BD], dtype=tl.float32)
     b_dw = tl.zeros([BT], dtype=tl.float32)
-    for i_v in range(0, tl.cdiv(V, NV)):
+    for i_v in range(tl.cdiv(V, NV)):
         o_b = (i_v * NV + tl.arange(0, NV)).to(tl.int64)
         b_g = tl.load(g + i_a * s_ga + o_b * s_gv, mask=o_b < V, other=0) * half
-        for i_n in range(0, 1 if ONE_V else tl.cdiv(Nv, BV)):
+        for i_n in range(1 if ONE_V else tl.cdiv(Nv, BV)):
             o_j, o_n, m_c = places(i_v, NV, BV, V, Nv - i_n * BV)
             o_n += i_n * BV
             m_y = valid(y_mask, o_j, o_n, m_c, Nv)
@@ -203,6 +203,10 @@ def late_interaction_backward_kernel(
         tl.store(p_dx, b_dx.to(dx.dtype.element_ty), mask=m_r[:, None] & m_d[None, :])
 
 
+# Texts and videos, their weights and their masks, or the other way around.
+Given = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
 def _bytes(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.view(torch.uint8)
 
@@ -235,7 +239,7 @@ def plan(
     sides = [(text, text_weight, text_mask, text_best), (video, video_weight, video_mask, video_best)]
     for swapped, across in _searches(text.shape[1], video.shape[1], both):
         (x, x_weight, x_mask, x_best), (y, y_weight, y_mask, y_best) = reversed(sides) if swapped else sides
-        tile = tile_of(x.shape[1], y.shape[1], x.shape[2], x.element_size())
+        tile = tile_of(x.shape[1], y.shape[1], x.shape[2], x.element_size(), across, temperature > 0)
         stride, unit = steps(x=x, y=y)
         args: dict[str, Any] = {"x": x, "y": y, "x_weight": x_weight, "y_weight": y_weight if across else None}
         args |= {"x_mask": _bytes(x_mask), "y_mask": _bytes(y_mask), "scores": scores}
@@ -263,7 +267,8 @@ def plan_backward(
     """The launch that writes the gradients of x and, in parts, of its weights; ``grad`` is ``[items of x, items of y]``."""
     wide, rows = x.element_size() == 4, x.shape[1]
     bt = max(16, min(pow2(rows), MOST if temperature else 32 if wide else 64))
-    nv, bv = together(y.shape[1], 16 if wide else 64)
+    nv, bv = together(y.shape[1], 16 if wide else 64, MOST if temperature else 16 if wide else 64)
+    threads = max(128, min(bt * nv * bv // (16 if wide else 32), 512)) if temperature else 256 if dw is not None else 128
     bd = block_of_channels(x)
     stride, unit = steps(x=x, y=y, dx=x if dx is None else dx)
     args: dict[str, Any] = {"g": grad, "x": x, "y": y, "x_weight": x_weight, "y_weight": y_weight, "dx": dx, "dw": dw}
@@ -276,7 +281,7 @@ def plan_backward(
     programs = len(x) * cdiv(rows, bt) * cdiv(x.shape[2], bd)
     loops = [cdiv(x.shape[2], constexprs["BK"])] if temperature else []
     loops += [others] if others > 1 else []
-    return Launch(late_interaction_backward_kernel, programs, args, constexprs, 128, loops=(*loops, cdiv(len(y), nv)))
+    return Launch(late_interaction_backward_kernel, programs, args, constexprs, threads, loops=(*loops, cdiv(len(y), nv)))
 
 
 def block_of_channels(x: Tensor) -> int:
@@ -295,8 +300,7 @@ def forward(
             into.copy_(result)
         return found
     scores, *best = found
-    best = [x if x.numel() else None for x in best]
-    run(plan, (*given, scores, *best), (both, zero, temperature, unit))
+    run(plan, (*given, scores, *(x if x.numel() else None for x in best)), (both, zero, temperature, unit))
     return found
 
 
@@ -305,7 +309,7 @@ def backward(
     text_mask: Tensor | None, video_mask: Tensor | None, both: bool, zero: bool, temperature: float, unit: bool, keep: bool,
     text_best: Tensor, video_best: Tensor, wanted: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    given = (text, video, text_weight, video_weight, text_mask, video_mask)
+    given: Given = (text, video, text_weight, video_weight, text_mask, video_mask)
     grads = empty_grads(grad, *given, wanted)
     if text.numel() == 0 or video.numel() == 0:
         for x in grads:
@@ -313,12 +317,12 @@ def backward(
         return grads
     if not temperature and text_best.numel() == 0:  # they were not asked for
         _, text_best, video_best = forward(*given, both, zero, temperature, unit, True)
-    best = [x if x.numel() else None for x in (text_best, video_best)]
+    best: list[Any] = [x if x.numel() else None for x in (text_best, video_best)]
     for i, (dx, dw) in enumerate(zip(grads[:2], grads[2:])):
         if not wanted[i] and dw.numel() == 0:
             continue
         if i == 1:  # the sides change places
-            grad, given = grad.t(), tuple(given[k] for k in (1, 0, 3, 2, 5, 4))
+            grad, given = grad.t(), (given[1], given[0], given[3], given[2], given[5], given[4])
             best = [x if x is None else x.transpose(0, 1) for x in reversed(best)]
         x = given[0]
         parts = None
@@ -329,3 +333,56 @@ def backward(
         if parts is not None:
             torch.sum(parts, 0, out=dw)
     return grads
+
+
+def _call(shape: tuple[int, ...], extras: str, dtype: torch.dtype) -> tuple[Given, tuple[bool, bool, float, bool], list[Any]]:
+    """Arguments on the meta device of ``shape = (A, Nt, V, Nv, D)``, options, and the places of maxima."""
+    texts, rows, videos, columns, dim = shape
+    meta: dict[str, Any] = {"device": "meta"}
+    text = torch.empty(texts, rows, dim, dtype=dtype, **meta)
+    video = torch.empty(videos, columns, dim, dtype=dtype, **meta)
+    both, temperature = "maxsim" not in extras, 0.01 if "softmax" in extras else 0.0
+    weights = (torch.empty(texts, rows, **meta), torch.empty(videos, columns, **meta)) if both else (None, None)
+    masks: tuple[Any, Any] = (None, None)
+    if "mask" in extras:
+        masks = (torch.empty(texts, rows, dtype=torch.bool, **meta), torch.empty(videos, columns, dtype=torch.bool, **meta))
+    options = (both, "zero" in extras, temperature, "unit" in extras)
+    given: Given = (text, video, *weights, *masks)
+    _, *best = empty_output(*given, *options, "places" in extras or "backward" in extras)
+    return given, options, [x if x.numel() else None for x in best]
+
+
+def _launch(shape: tuple[int, ...], extras: str, dtype: torch.dtype) -> Launch:
+    given, options, best = _call(shape, extras, dtype)
+    return plan(*given, torch.empty(shape[0], shape[2], device="meta"), best[0], best[1], *options)[-1]
+
+
+def _backward_launch(shape: tuple[int, ...], extras: str, dtype: torch.dtype) -> Launch:
+    given, options, best = _call(shape, extras + " backward", dtype)
+    text, weight, dw = given[0], given[2], None
+    if "dw" in extras and weight is not None:
+        dw = torch.empty(cdiv(shape[4], block_of_channels(text)), *weight.shape, device="meta")
+    grad = torch.empty(shape[0], shape[2], device="meta")
+    return plan_backward(grad, *given, best[0], best[1], torch.empty_like(text), dw, *options)
+
+
+def _entries(shape: tuple[int, ...], extras: str = "") -> list[Entry]:
+    name = f"late_interaction{{}} {shape[1]}x{shape[3]} D{shape[4]} {extras}".strip()
+    return [
+        Entry(name.format(""), partial(_launch, shape, extras), dots=True),
+        Entry(name.format(" backward"), partial(_backward_launch, shape, extras), dots=True),
+    ]
+
+
+AOT = [
+    *_entries((256, 32, 256, 12, 512), "mask, places, dw"),
+    *_entries((256, 77, 256, 49, 512), "places"),
+    *_entries((256, 32, 256, 12, 512), "softmax, mask, dw"),
+    *_entries((256, 1, 256, 12, 512), "softmax, unit"),
+    *_entries((256, 32, 256, 12, 512), "zero, mask, places"),
+    *_entries((128, 32, 128, 300, 128), "maxsim, mask, places"),
+    *_entries((1, 1024, 1024, 1024, 128), "maxsim, places"),
+    *_entries((32, 200, 32, 200, 256), "places"),
+    Entry("late_interaction, all sizes 1", partial(_launch, (1,) * 5, "places"), (torch.bfloat16,), False, False),
+    Entry("late_interaction backward, all sizes 1", partial(_backward_launch, (1,) * 5, "dw"), (torch.bfloat16,), False, False),
+]

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import WARP, cdiv, dot_precision, dots_in_fp32, pow2
+from ..triton_common import dot_precision, dots_in_fp32, pow2
 
 MOST = 128  # tokens of one item that a tile holds
 
@@ -28,21 +28,22 @@ class Tile:
     stages: int
 
 
-def together(tokens: int, rows: int) -> tuple[int, int]:
-    """Items of a tile of about so many rows, and the rows of each."""
-    each = min(pow2(tokens), MOST)
-    count = max(rows // each, 1)
+def together(tokens: int, rows: int, most: int) -> tuple[int, int]:
+    """Items of a tile of about so many rows, and the rows of each, of which there are at most so many."""
+    each = min(pow2(tokens), most)
+    count = max(rows // each, 1) if tokens <= most else 1
     return count, max(each, 16 // count)  # a product has 16 rows
 
 
-def tile_of(rows: int, columns: int, dim: int, itemsize: int) -> Tile:
+def tile_of(rows: int, columns: int, dim: int, itemsize: int, across: bool, soft: bool) -> Tile:
     """The tile of a call: chosen by shape and dtype alone, so that the same call always gives the same bits."""
     wide = itemsize == 4  # products on the ordinary units hold their operands in registers: small tiles
-    most = 32 if wide else 128
-    tile = (*together(rows, most), *together(columns, most))
-    size = tile[0] * tile[1] * tile[2] * tile[3]
+    held = together(rows, 32 if wide else 64, MOST if across else 64)
+    others = together(columns, 32 if wide or soft else 128, MOST if soft else 32 if wide else 64)
+    size = held[0] * held[1] * others[0] * others[1]
+    threads = max(128, min(size // (32 if wide or soft else 64), 512))
     depth = min(max(pow2(dim), 16), 16 if wide else 64)
-    return Tile(*tile, depth, max(128, min(size // 64, 512)), 1 if wide else 2 if torch.version.hip else 3)
+    return Tile(*held, *others, depth, threads, 1 if wide else 2 if torch.version.hip else 3)
 
 
 def constants(x: Tensor) -> dict[str, Any]:
@@ -53,8 +54,8 @@ def constants(x: Tensor) -> dict[str, Any]:
 
 
 def steps(**tensors: Tensor) -> tuple[dict[str, int], int]:
-    """``s_xi, s_xt`` of a tensor ``[items, tokens, D]`` named x, and so on, in units of the second result's elements: where eight
-    divides them, so that Triton sees it.
+    """``s_xi, s_xt`` of a tensor ``[items, tokens, D]`` named x, and so on, in units of the second result's elements: eight
+    where that divides them, so that Triton sees it.
     """
     found = {f"s_{name}{axis}": x.stride(i) for name, x in tensors.items() for i, axis in enumerate("it")}
     sizes = [x.shape[i] for x in tensors.values() for i in range(2)]
@@ -132,7 +133,7 @@ def attention(b_s, m_valid, sharp, axis: tl.constexpr, UNIT_LENGTH: tl.constexpr
 
 @triton.jit
 def attention_gradient(b_s, b_p, b_f, b_r, b_g, sharp, axis: tl.constexpr, UNIT_LENGTH: tl.constexpr):
-    """What s gets of a gradient b_g of that mean: ``p * (1 + (s - f) / temperature)``, of unit length also by way of the length."""
+    """What s gets of a gradient b_g of that mean: ``p * (1 + (s - f) / temperature)``; of unit length, by way of that too."""
     b_q = b_p * (b_s - tl.expand_dims(b_f, axis)) * sharp
     if UNIT_LENGTH:
         b_r = tl.expand_dims(b_r, axis)
