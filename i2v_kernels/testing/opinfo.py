@@ -138,6 +138,7 @@ class OpInfo:
     wide: bool = False  # its output is float32 at least, whatever its inputs are
     products: bool = False  # nearly all of it is PyTorch's matrix products, whose bits depend on the number of threads
     pads: bool = False  # may skip what lies outside the clip, where the definition multiplies zeros by what is not finite
+    picks: bool = False  # where two are nearly equal, rounding may pick the other: eager's gradients are off by more then
     spreads: bool = False  # what is not finite in the first argument or the gradient gets into products of other tokens
 
     def __post_init__(self) -> None:
