@@ -17,11 +17,11 @@ import torch
 from i2v_kernels.extras import require
 from i2v_kernels.video import VideoError
 from i2v_models.checkpoint import replacing, write_json
-from i2v_models.demo import data, full_size, picture, report, stills
+from i2v_models.demo import captions, data, full_size, picture, report, stills
 from i2v_models.demo.transfer import RECIPES, Recipe, Transfer
 from i2v_models.train import pick_device
 
-STAGES = 5
+STAGES = 6
 
 
 def say(text: str) -> None:
@@ -57,6 +57,8 @@ class Demo:
             clip_model = self.train_stills()
         with self.stage("Frozen, and made a video model in four ways"):
             models, predictions = self.transfer(clip_model)
+        with self.stage("Captions of digit and motion find their clips"):
+            self.captions(clip_model)
         with self.stage("Real clips"):
             self.results["real_clips"] = [full_size.describe(path, models["aim"]) for path in real]
             for clip in self.results["real_clips"]:
@@ -65,7 +67,7 @@ class Demo:
             seconds, rounds = full_size.time_steps(real[0], self.device, seed=self.seed, quick=self.quick)
             self.results |= {"step_seconds": seconds, "rounds": rounds}
             say(report.steps_table(seconds))
-        self.results["claims"] = [] if self.quick else report.claims(self.results["methods"])
+        self.results["claims"] = [] if self.quick else report.claims(self.results)
         self.results["seconds"] = round(time.perf_counter() - self.begun, 1)
         self.save(predictions)
         return all(claim["holds"] for claim in self.results["claims"])
@@ -125,6 +127,13 @@ class Demo:
             + (f" with the kernels, {report.percent(plain.accuracy)} without" if plain else "")
         )
         return model, row, ours.predictions
+
+    def captions(self, clip_model: torch.nn.Module) -> None:
+        lists = self.out / "data" / "train.csv", self.out / "data" / "test.csv"
+        self.results["captions"] = captions.run(
+            clip_model, *lists, seed=self.seed, steps=2 if self.quick else captions.STEPS
+        )
+        say(report.captions_text(self.results["captions"]))
 
     def save(self, predictions: dict[str, list[dict[str, Any]]]) -> None:
         write_json(self.out / "results.json", self.results)

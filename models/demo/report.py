@@ -10,8 +10,9 @@ from i2v_models.demo.transfer import RECIPES
 CHANCE = 1 / 8
 
 
-def claims(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def claims(results: dict[str, Any]) -> list[dict[str, Any]]:
     """What has to hold, as ``{"claim", "found", "holds"}``; a run in which one does not hold has failed."""
+    rows, captions = results["methods"], results["captions"]["methods"]
     zero_shot, head = rows["zero_shot"]["accuracy"], rows["frame_mean"]["accuracy"]
     found = [
         ("zero-shot frame-mean CLIP is within 5 points of chance", percent(zero_shot), abs(zero_shot - CHANCE) <= 0.05),
@@ -25,6 +26,11 @@ def claims(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             both = f"{percent(row['accuracy'])} and {percent(row['accuracy_plain'])}"
             equal = row["accuracy"] == row["accuracy_plain"]
             found.append((f"{row['title']}: the same accuracy with and without the kernels", both, equal))
+    blind, seeing = captions["frame_mean"], captions["tokshift"]
+    for way in ("text_to_video", "video_to_text"):
+        both = f"{percent(seeing[way])} and {percent(blind[way])}"
+        claim = f"captions, R@1 {way.replace('_', ' ')}: TokShift is 15 points above the order-blind frame mean"
+        found.append((claim, both, seeing[way] >= blind[way] + 0.15))
     return [{"claim": claim, "found": value, "holds": holds} for claim, value, holds in found]
 
 
@@ -80,6 +86,14 @@ def steps_table(seconds: dict[str, dict[str, float]]) -> str:
     )
 
 
+def captions_text(found: dict[str, Any]) -> str:
+    """R@1 in both directions, in one line."""
+    rows = found["methods"].values()
+    shares = [f"{row['title']} {percent(row['text_to_video'])} and {percent(row['video_to_text'])}" for row in rows]
+    where = f"R@1 from {found['texts']} captions to {found['videos']} clips and back"
+    return f"{where}: {', '.join(shares)} (chance {percent(found['chance'])})"
+
+
 def clip_text(clip: dict[str, Any]) -> str:
     width, height = clip["size"]
     return (
@@ -104,6 +118,8 @@ def markdown(results: dict[str, Any]) -> str:
         '"plain PyTorch" is the same training from the same seed without the package\'s kernels; "trained" counts '
         'parameters, heads included; "decoding" is the share of training time spent reading H.264.',
         "\n".join(f"- {row['title']}: {row['note']}" for row in results["methods"].values()),
+        "Trained on captions that name digit and motion instead, both towers, without a new parameter: "
+        f"{captions_text(results['captions'])}.",
         "## What has to hold",
         "\n".join(f"- {c['claim']}: {c['found']}, {'holds' if c['holds'] else 'DOES NOT HOLD'}" for c in results["claims"])
         or "Nothing after a quick run.",
