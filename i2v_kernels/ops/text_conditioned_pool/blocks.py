@@ -34,12 +34,13 @@ class Videos:
         """``[videos, F, texts]`` of all frames ``x [videos, F, D]`` and ``rows [texts, D]``."""
         return torch.mm(as_rows(x), rows.t()).view(len(x), x.shape[1], len(rows))
 
-    def probabilities(self, text: Tensor, scale: float) -> Tensor:
-        """``[videos, F, texts]`` in the dtype of sums."""
-        scores = self.products(self.k, text).to(accumulate_dtype(text.dtype)).mul_(scale)
-        if self.mask is not None:
-            scores.masked_fill_((self.mask.any(1, keepdim=True) & ~self.mask)[:, :, None], float("-inf"))
-        return torch.softmax(scores, 1)
+
+def probabilities(scores: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """``[videos, F, texts]`` in the dtype of sums, of products, which may be overwritten, and ``mask [videos, F]``."""
+    scores = scores.to(accumulate_dtype(scores.dtype)).mul_(scale)
+    if mask is not None:  # of a video without a valid frame all are looked at, which are zeros
+        scores.masked_fill_((mask.any(1, keepdim=True) & ~mask)[:, :, None], float("-inf"))
+    return torch.softmax(scores, 1)
 
 
 def videos_of(text: Tensor, video_k: Tensor, video_v: Tensor, mask: Tensor | None, bytes_each: int) -> Iterator[Videos]:
@@ -64,7 +65,7 @@ def forward(text: Tensor, video_k: Tensor, video_v: Tensor, mask: Tensor | None,
     out = text.new_empty(len(video_v), len(text), video_v.shape[2])
     if out.numel() > 0:
         for videos in videos_of(text, video_k, video_v, mask, _bytes(text, video_v)):
-            shares = videos.probabilities(text, scale).to(text.dtype)
+            shares = probabilities(videos.products(videos.k, text), videos.mask, scale).to(text.dtype)
             torch.bmm(shares.transpose(1, 2), videos.v, out=out[videos.places])
     return out
 
@@ -79,7 +80,7 @@ def backward(
         dk.zero_(), dv.zero_()
     else:
         for videos in videos_of(text, video_k, video_v, mask, _bytes(text, video_v)):
-            shares, given = videos.probabilities(text, scale), grad[videos.places]
+            shares, given = probabilities(videos.products(videos.k, text), videos.mask, scale), grad[videos.places]
             if wanted[2]:
                 dv[videos.places] = videos.valid(torch.bmm(shares.to(text.dtype), given))
             if wanted[0] or wanted[1]:

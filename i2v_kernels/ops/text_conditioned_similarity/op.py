@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends import Backend, reference_backend
+from ..backends import Backend, reference_backend, triton_backend
 from ..base import Op, accumulate_dtype
 from . import blocks, reference
 
 NAME = "text_conditioned_similarity"
+MOST_FRAMES = 32  # in the Triton kernels
 
 
 def text_conditioned_similarity(
@@ -39,7 +40,7 @@ def text_conditioned_similarity(
         target: ``[A, E]``.
         mask: ``[V, F]``, bool, True where valid; all frames are if None. What an invalid frame holds does not matter.
         scale: multiplies the scores; ``D ** -0.5`` if None.
-        backend: "reference" or "library"; None chooses (see ``i2v_kernels.explain``).
+        backend: "reference", "library" or "triton"; None chooses (see ``i2v_kernels.explain``).
 
     Returns:
         ``[A, V]`` float32 (float64 for float64), in which all sums are kept. A vector shorter than 1e-12 counts as zero: its
@@ -90,6 +91,13 @@ def _empty(text: Tensor, video_k: Tensor, *_: Any) -> Tensor:
     return torch.empty((len(text), len(video_k)), dtype=accumulate_dtype(text.dtype), device=text.device)
 
 
+def _triton_limits(text: Tensor, video_k: Tensor, *_: Any) -> str | None:
+    if text.dtype == torch.float64:
+        return "float64: only reference and library compute in double precision"
+    frames = video_k.shape[1]
+    return f"F={frames}: the kernels hold at most {MOST_FRAMES} frames" if frames > MOST_FRAMES else None
+
+
 _ARGUMENTS = "Tensor text, Tensor video_k, Tensor video_v, Tensor target, Tensor? mask, float scale"
 _OP = Op(
     name=NAME,
@@ -98,7 +106,8 @@ _OP = Op(
     backends=(
         reference_backend(NAME, reference.forward),
         Backend("library", lambda *args: None, blocks.forward, blocks.backward, formula=reference.forward),
+        triton_backend(NAME, _triton_limits),
     ),
-    preference={"cpu": ("library",), "cuda": ("library",)},
+    preference={"cpu": ("library",), "cuda": ("triton", "library")},
     fake=_empty,
 )
