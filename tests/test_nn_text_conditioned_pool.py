@@ -10,6 +10,7 @@ from torch import nn
 
 from bench.memory import peak
 from bench.published import XPool, XPoolSimilarity
+from i2v_kernels import contrastive_loss
 from i2v_kernels.nn import TextConditionedPool, text_conditioned_pool
 
 CHANNELS = 48
@@ -147,6 +148,17 @@ def test_chunks_of_texts_change_nothing(heads, monkeypatch):
     for others in found[1:]:
         for one, other in zip(found[0], others):
             torch.testing.assert_close(one, other)
+
+
+def test_trains_in_chunks_of_the_loss():
+    layer, _ = pair()
+    text, video = (x.requires_grad_() for x in drawn(4))
+    inputs, found = [text, video, *layer.parameters()], []
+    for chunk in (4, 3):
+        loss = contrastive_loss(text, video, scale=5.0, similarity=layer.similarity, chunk=chunk)
+        found.append([loss, *torch.autograd.grad(loss, inputs)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_layers_that_others_changed_are_called():
