@@ -168,7 +168,6 @@ def test_any_similarity_over_tokens(tmp_path, masked, weighted, threads):
         assert found.scores.tolist() == scores and found.indices.tolist() == order
 
 
-@pytest.mark.skipif(not hasattr(i2v, "late_interaction"), reason="this build has no late_interaction")
 def test_late_interaction_of_tokens(tmp_path, threads):
     features, asked = numbers(150, 5, DIM), numbers(4, 3, DIM, seed=1)
     mask, weights = numbers(150, 5, seed=2) > 0, numbers(150, 5, seed=3).softmax(-1)
