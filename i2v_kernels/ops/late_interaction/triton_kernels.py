@@ -267,15 +267,16 @@ def plan_backward(
     """The launch that writes the gradients of x and, in parts, of its weights; ``grad`` is ``[items of x, items of y]``."""
     wide, rows = x.element_size() == 4, x.shape[1]
     bt = max(16, min(pow2(rows), MOST if temperature else 32 if wide else 64))
-    nv, bv = together(y.shape[1], 16 if wide else 64, MOST if temperature else 16 if wide else 64)
-    threads = max(128, min(bt * nv * bv // (16 if wide else 32), 512)) if temperature else 256 if dw is not None else 128
-    bd = block_of_channels(x)
+    nv, bv = together(y.shape[1], 16 if wide else 32 if temperature else 64, MOST if temperature else 16 if wide else 64)
+    bd, others = block_of_channels(x, temperature > 0), cdiv(y.shape[1], bv)
+    threads = 256 if temperature or (others > 1 and (wide or bt > 32)) else 128
+    if bt * nv * bv > 32 * threads:
+        threads = 512
     stride, unit = steps(x=x, y=y, dx=x if dx is None else dx)
     args: dict[str, Any] = {"g": grad, "x": x, "y": y, "x_weight": x_weight, "y_weight": y_weight, "dx": dx, "dw": dw}
     args |= {"x_mask": _bytes(x_mask), "y_mask": _bytes(y_mask), **_kept(x_best, y_best, False)}
     args |= {"A": len(x), "V": len(y), "Nt": rows, "Nv": y.shape[1], **stride, "s_ga": grad.stride(0), "s_gv": grad.stride(1)}
     args |= {"sharp": 1 / temperature if temperature else 0.0, "half": 0.5 if both else 1.0}
-    others = cdiv(y.shape[1], bv)
     constexprs = {**constants(x), "UNIT": unit, "BD": bd, "BT": bt, "NV": nv, "BV": bv, "ONE_V": others == 1, "ZERO": zero}
     constexprs |= {"BK": min(bd, 16 if wide else 64), "SOFT": temperature > 0, "UNIT_LENGTH": unit_length}
     programs = len(x) * cdiv(rows, bt) * cdiv(x.shape[2], bd)
@@ -284,9 +285,9 @@ def plan_backward(
     return Launch(late_interaction_backward_kernel, programs, args, constexprs, threads, loops=(*loops, cdiv(len(y), nv)))
 
 
-def block_of_channels(x: Tensor) -> int:
+def block_of_channels(x: Tensor, soft: bool) -> int:
     """How many a program of the backward kernel adds up."""
-    return min(max(pow2(x.shape[2]), 16), 32 if x.element_size() == 4 else 128)
+    return min(max(pow2(x.shape[2]), 16), 32 if x.element_size() == 4 else 64 if soft else 128)
 
 
 def forward(
@@ -327,7 +328,9 @@ def backward(
         x = given[0]
         parts = None
         if dw.numel():
-            parts = torch.empty(cdiv(x.shape[2], block_of_channels(x)), *dw.shape, dtype=torch.float32, device=x.device)
+            parts = torch.empty(
+                cdiv(x.shape[2], block_of_channels(x, temperature > 0)), *dw.shape, dtype=torch.float32, device=x.device
+            )
         into = (dx if wanted[i] else None, parts)
         run(plan_backward, (grad, *given, *best, *into), (both, zero, temperature, unit))
         if parts is not None:
@@ -361,7 +364,7 @@ def _backward_launch(shape: tuple[int, ...], extras: str, dtype: torch.dtype) ->
     given, options, best = _call(shape, extras + " backward", dtype)
     text, weight, dw = given[0], given[2], None
     if "dw" in extras and weight is not None:
-        dw = torch.empty(cdiv(shape[4], block_of_channels(text)), *weight.shape, device="meta")
+        dw = torch.empty(cdiv(shape[4], block_of_channels(text, options[2] > 0)), *weight.shape, device="meta")
     grad = torch.empty(shape[0], shape[2], device="meta")
     return plan_backward(grad, *given, best[0], best[1], torch.empty_like(text), dw, *options)
 

@@ -39,9 +39,10 @@ def tile_of(rows: int, columns: int, dim: int, itemsize: int, across: bool, soft
     """The tile of a call: chosen by shape and dtype alone, so that the same call always gives the same bits."""
     wide = itemsize == 4  # products on the ordinary units hold their operands in registers: small tiles
     held = together(rows, 32 if wide else 64, MOST if across else 64)
-    others = together(columns, 32 if wide or soft else 128, MOST if soft else 32 if wide else 64)
+    others = together(columns, 32 if wide or soft else 128, MOST if soft or not wide else 32)
     size = held[0] * held[1] * others[0] * others[1]
-    threads = max(128, min(size // (32 if wide or soft else 64), 512))
+    each = 32 if wide or soft or others[1] > 64 else 64  # similarities of a thread
+    threads = max(128, min(size // each, 512))
     depth = min(max(pow2(dim), 16), 16 if wide else 64)
     return Tile(*held, *others, depth, threads, 1 if wide else 2 if torch.version.hip else 3)
 
