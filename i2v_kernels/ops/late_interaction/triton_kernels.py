@@ -287,7 +287,7 @@ def plan_backward(
 
 def block_of_channels(x: Tensor, soft: bool) -> int:
     """How many a program of the backward kernel adds up."""
-    return min(max(pow2(x.shape[2]), 16), 32 if x.element_size() == 4 else 64 if soft else 128)
+    return min(max(pow2(x.shape[2]), 16), 64 if soft or x.element_size() == 4 else 128)
 
 
 def forward(
