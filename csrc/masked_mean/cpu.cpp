@@ -12,7 +12,7 @@ struct MaskedMean {
   int64_t batch, frames, channels;
   View<2> x, dx;              // [B, T, C]
   View<1> out, grad;          // [B, C]
-  const bool* mask = nullptr; // [B, T]
+  const bool* mask = nullptr;  // [B, T]
 };
 
 }  // namespace i2v
@@ -35,9 +35,10 @@ MaskedMean describe(const Tensor& x, const std::optional<Tensor>& mask) {
   return p;
 }
 
-// kernel(p, begin, end) over the clips.
+// kernel(p, begin, end) over the clips; of no channels there may be no memory.
 template <typename Kernel>
 void over_clips(const MaskedMean& p, int64_t bytes, Kernel kernel) {
+  if (p.channels == 0) return;
   for_pieces(p.batch, piece_count(p.batch, bytes / std::max<int64_t>(p.batch, 1)),
              [&](int64_t, int64_t begin, int64_t end) { kernel(p, begin, end); });
 }

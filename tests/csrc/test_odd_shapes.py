@@ -93,6 +93,28 @@ def test_video_cross_attention():
             check(i2v.video_cross_attention, (q, k, v), kwargs)
 
 
+def test_masked_mean():
+    torch.manual_seed(0)
+    for channels in (0, 1, 3, 7, 16, 33, 64, 95, 130):
+        x, mask = torch.randn(2, 3, 5, channels)[:, ::2].flatten(0, 1), torch.rand(4, 5) > 0.4
+        mask[2] = False
+        for normalize in (False, True):
+            for kwargs in ({}, {"mask": mask}):
+                # of one channel the mean is one of signs, perhaps of as many of either
+                check(i2v.masked_mean, (x,), {**kwargs, "normalize": normalize and channels != 1})
+
+
+def test_late_interaction():
+    """Tokens that end within a vector, or take several; masks that leave none; products that 16 bits hold, many equal."""
+    torch.manual_seed(0)
+    for rows, columns, channels in ((1, 1, 1), (3, 17, 5), (5, 33, 16), (33, 7, 70), (2, 300, 9), (260, 3, 20), (4, 16, 130)):
+        text, video = torch.randint(-1, 2, (3, rows, channels)), torch.randint(-1, 2, (columns, 5, channels)).transpose(0, 1)
+        masks = {"text_mask": torch.rand(3, rows) > 0.4, "video_mask": torch.rand(5, columns) > 0.4}
+        masks["video_mask"][2] = False
+        for kwargs in ({}, masks, {**masks, "masked": "zero"}, {**masks, "mode": "maxsim"}):
+            check(i2v.late_interaction, (text.double(), video.double()), kwargs)
+
+
 def test_token_shift():
     torch.manual_seed(0)
     groupings = ([(4, 1), (4, -1)], [(3, -2), (1, 20), (28, -20)], [(1, 2**62), (1, -(2**62))])
