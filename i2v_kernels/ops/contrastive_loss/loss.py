@@ -15,7 +15,7 @@ from .processes import Pairs, gathered, shared
 from .stream import KINDS, Logits, streamed
 
 NAME = "contrastive_loss"
-CHUNK = {"cpu": 8 << 20, "cuda": 256 << 20}  # bytes of logits that are held together
+CHUNK = {"cpu": 4 << 20, "cuda": 256 << 20}  # bytes of logits that are held together
 Parts = Tensor | Sequence[Tensor | None]
 
 
@@ -54,7 +54,7 @@ def contrastive_loss(
             What it closes over (its parameters, say) gets gradients too, once for each call, so that DistributedDataParallel's
             hooks see them as usual; a tensor computed before is differentiated through for each chunk.
         kind: "softmax" or "sigmoid".
-        chunk: so many texts at a time; None: as many as have 8 MiB of logits on a CPU, 256 MiB on a GPU.
+        chunk: so many texts at a time; None: as many as have 4 MiB of logits on a CPU, 256 MiB on a GPU.
         group: processes that share a batch; None: all of them, if there are any.
 
     Returns:
