@@ -39,6 +39,7 @@ bench: $(VENV)/.extension  ## every op beside its peers
 	$(RUN) -m bench --op temporal_attention --all --seconds 2 --json bench/results/cpu_temporal_attention.json
 	$(RUN) -m bench --op frame_attention --all --clips 2 --seconds 1 --no-compile --json bench/results/cpu_frame_attention.json
 	$(RUN) -m bench --op temporal_conv --all --seconds 1 --no-compile --json bench/results/cpu_temporal_conv.json
+	$(RUN) -m bench --op late_interaction --all --clips 8 --seconds 2 --no-compile --json bench/results/cpu_late_interaction.json
 	$(RUN) -m bench.layers --json bench/results/cpu_layers.json
 	$(RUN) -m bench.models --json bench/results/cpu_models.json
 	$(RUN) -m bench.patch --json bench/results/cpu_patch.json

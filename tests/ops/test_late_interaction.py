@@ -140,6 +140,34 @@ def test_memory():
     assert ours < published / 20, (ours, published)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{}, {"mode": "maxsim"}, {"mode": "softmax", "temperature": 0.5}], ids=str)
+def test_within_a_contrastive_loss(options, backend):
+    """In chunks, which cut texts with their weights and masks, the loss and its gradients are those of all at once."""
+    generator = torch.Generator().manual_seed(0)
+    text, video, *weights = (
+        torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+        for shape in ((7, 5, 6), (7, 4, 6), (7, 5), (7, 4))
+    )
+    weighted = options.get("mode") != "maxsim"
+    masks = [torch.rand(shape, generator=generator) > 0.3 for shape in ((7, 5), (7, 4))]
+
+    def similarity(text, text_weight, text_mask, video, video_weight, video_mask):
+        given = {"text_weight": text_weight, "video_weight": video_weight} if weighted else {}
+        masks = {"text_mask": text_mask, "video_mask": video_mask}
+        return i2v.late_interaction(text, video, normalize=True, backend=backend, **options, **given, **masks)
+
+    found = []
+    for chunk in (7, 3):
+        loss = i2v.contrastive_loss(
+            (text, weights[0], masks[0]), (video, weights[1], masks[1]), scale=10.0, similarity=similarity, chunk=chunk
+        )
+        leaves = [text, video, *weights] if weighted else [text, video]
+        found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
 @needs_extension
 def test_a_block_of_texts_more_or_less_changes_no_bit():
     """Texts and videos are sought in tiles: a pair's score does not depend on which tile it came into."""
