@@ -77,7 +77,7 @@ def late_interaction_kernel(
             if SOFT:
                 _, b_most, _ = attention(b_s, m_column, sharp, 3, UNIT_LENGTH)
             else:
-                b_new, b_at = largest(b_s, m_column, tl.reshape(o_n, [1, 1, NV, BV]), 3)
+                b_new, b_at = largest(b_s, m_column, tl.reshape(o_n, [1, 1, NV, BV]), 3, x_best is not None)
                 m_more = ((b_new > b_most) | (b_new != b_new)) & (b_most == b_most)
                 b_most = tl.where(m_more, b_new, b_most)
                 b_place = tl.where(m_more, b_at, b_place)
@@ -86,7 +86,7 @@ def late_interaction_kernel(
                 if SOFT:
                     _, b_found, _ = attention(b_s, m_row, sharp, 1, UNIT_LENGTH)
                 else:
-                    b_found, b_at = largest(b_s, m_row, o_row, 1)
+                    b_found, b_at = largest(b_s, m_row, o_row, 1, y_best is not None)
                     if y_best is not None:
                         o_c = tl.reshape(o_n, [1, NV, BV])
                         p_best = y_best + o_a[:, None, None] * s_yba + o_b[None, :, None] * s_ybv + o_c

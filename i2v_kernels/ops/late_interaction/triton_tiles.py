@@ -104,14 +104,29 @@ def similarities(
 
 
 @triton.jit
-def largest(b_s, m_valid, o_place, axis: tl.constexpr):
-    """Over an axis: the largest, NaN where there is one, and the first place that has it; -inf and 0 where nothing is valid."""
-    b_m = tl.max(tl.where(m_valid, b_s, float("-inf")), axis)
-    m_nan = m_valid & (b_s != b_s)
-    m_any = tl.max(m_nan.to(tl.int32), axis) > 0
-    m_same = m_nan | (m_valid & (b_s == tl.expand_dims(b_m, axis)) & (tl.expand_dims(m_any, axis) == 0))
-    b_place = tl.min(tl.where(m_same, o_place, 2147483647), axis)
-    return tl.where(m_any, float("nan"), b_m), tl.where(b_place == 2147483647, 0, b_place)
+def _larger(b_a, o_a, b_b, o_b):
+    """Of two numbers and their places the larger one, of equal ones the first; NaN is larger than all."""
+    m_a = b_a != b_a
+    m_b = b_b != b_b
+    m_second = (b_b > b_a) | (m_b & (m_a == 0)) | (((b_b == b_a) | (m_a & m_b)) & (o_b < o_a))
+    return tl.where(m_second, b_b, b_a), tl.where(m_second, o_b, o_a)
+
+
+@triton.jit
+def _larger_alone(b_a, b_b):
+    return tl.where((b_b > b_a) | (b_b != b_b), b_b, b_a)
+
+
+@triton.jit
+def largest(b_s, m_valid, o_place, axis: tl.constexpr, PLACES: tl.constexpr):
+    """Over an axis: the largest, NaN where there is one, and the first place that has it; -inf where nothing is valid."""
+    b_s = tl.where(m_valid, b_s, float("-inf"))
+    if PLACES:
+        b_m, b_place = tl.reduce((b_s, tl.broadcast_to(o_place, b_s.shape)), axis, _larger)
+    else:
+        b_m = tl.reduce(b_s, axis, _larger_alone)
+        b_place = tl.zeros(b_m.shape, dtype=tl.int32)
+    return b_m, b_place
 
 
 @triton.jit
