@@ -41,8 +41,10 @@ def tile_of(rows: int, columns: int, dim: int, itemsize: int, across: bool, soft
     held = together(rows, 32 if wide else 64, MOST if across else 64)
     others = together(columns, 32 if wide or soft else 128, MOST if soft or not wide else 32)
     size = held[0] * held[1] * others[0] * others[1]
-    each = 32 if wide or soft or others[1] > 64 else 64  # similarities of a thread
-    threads = max(128, min(size // each, 512))
+    if wide or soft:
+        threads = max(128 if soft else 64, min(size // 32, 512))
+    else:
+        threads = 256 if across else 128
     depth = min(max(pow2(dim), 16), 16 if wide else 64)
     return Tile(*held, *others, depth, threads, 1 if wide else 2 if torch.version.hip else 3)
 
