@@ -18,8 +18,10 @@ Values = dict[str, Any]
 def counts(launch: Any, code: Sequence[Instruction]) -> tuple[int, ...] | None:
     """One number for each loop, or None."""
     found = [i + 1 - code[i].target for i in sass.loops(code)]
+    if not found:  # unrolled
+        return ()
     said = launch.loops
-    if not said and found:
+    if not said:
         rule = RULES.get(launch.kernel.fn.__name__)
         said = rule({**launch.args, **launch.constexprs}, [length / len(code) for length in found]) if rule else ()
     if said and not any(said):

@@ -57,7 +57,9 @@ def cache_bytes() -> int:
 
 
 def sized(info: OpInfo, number: int, dtype: torch.dtype, cache: int) -> tuple[Callable[[], Sample], int]:
-    """(what draws the call's inputs, clips): CLIPS of them, or so many that the caches hold little of them and memory all."""
+    """(what draws the call's inputs, clips): CLIPS of them, or so many that the caches hold little of them and memory all; of
+    calls that stop growing before that, the largest.
+    """
 
     def traffic(clips: int) -> int:
         return info.traffic(place.models(info, clips)[number].to(dtype, "meta"))  # shapes alone
@@ -65,7 +67,7 @@ def sized(info: OpInfo, number: int, dtype: torch.dtype, cache: int) -> tuple[Ca
     clips = 1 if place.STUB else CLIPS
     while traffic(clips) > MOST and clips > 1:
         clips //= 2
-    while traffic(clips) < CACHES * cache:
+    while traffic(clips) < CACHES * cache and traffic(2 * clips) > traffic(clips):
         clips *= 2
 
     def draw() -> Sample:

@@ -165,7 +165,9 @@ def test_a_benchs_call_is_larger_than_the_cache_by_far():
     for info, number in short.calls():
         clips = short.sized(info, number, torch.bfloat16, 50 << 20)[1]
         sample = place.models(info, clips)[number].to(torch.bfloat16, "meta")
-        assert 4 * (50 << 20) <= info.traffic(sample) <= 2 * short.MOST, (info, sample.name, clips)
+        more = info.traffic(place.models(info, 2 * clips)[number].to(torch.bfloat16, "meta"))
+        enough = info.traffic(sample) >= 4 * (50 << 20) or more == info.traffic(sample)  # it stops
+        assert enough and info.traffic(sample) <= 2 * short.MOST, (info, sample.name, clips)
 
 
 def test_predictions_are_found_by_call_pass_and_backend(tmp_path):
