@@ -6,7 +6,8 @@ operators, in ``triton_kernels.py`` by kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -85,6 +86,18 @@ def over_target(target: Tensor) -> Tensor:
     return over_length(target.to(accumulate_dtype(target.dtype)).square().sum(-1, keepdim=True))
 
 
+def as_given(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Without autocast, which would cast the numbers in float32 that its products take."""
+
+    @wraps(function)
+    def run(first: Tensor, *rest: Any, **options: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *rest, **options)
+
+    return run
+
+
+@as_given
 def forward(
     text: Tensor, video_k: Tensor, video_v: Tensor, target: Tensor, mask: Tensor | None, scale: float, pairs: Any = Pairs
 ) -> Tensor:
@@ -98,6 +111,7 @@ def forward(
     return out
 
 
+@as_given
 def backward(
     grad: Tensor, text: Tensor, video_k: Tensor, video_v: Tensor, target: Tensor, mask: Tensor | None, scale: float,
     wanted: list[bool], pairs: Any = Pairs,
