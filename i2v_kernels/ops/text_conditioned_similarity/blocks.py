@@ -91,7 +91,7 @@ def as_given(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def run(first: Tensor, *rest: Any, **options: Any) -> Any:
-        with torch.autocast(first.device.type, enabled=False):
+        with torch.autocast("cuda" if first.is_cuda else "cpu", enabled=False):
             return function(first, *rest, **options)
 
     return run
