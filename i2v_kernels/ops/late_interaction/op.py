@@ -42,7 +42,7 @@ def late_interaction(
     With ``s[a, b, t, v] = <text[a, t], video[b, v]>`` over tokens that are valid:
 
     * ``"wti"``: ``1/2 * (sum_t w[a, t] * max_v s + sum_v w[b, v] * max_t s)``, DRL's weighted token-wise interaction
-      (arXiv 2203.07111, eq. 7); without weights they are 1 / number of valid tokens;
+      (arXiv 2203.07111); without weights they are 1 / number of valid tokens;
     * ``"ti"``: the same with those means on both sides (FILIP, 2111.07783), and no weights;
     * ``"maxsim"``: ``sum_t w[a, t] * max_v s`` (ColBERT, 2004.12832), of a weight 1 without ``text_weight``;
     * ``"softmax"``: "wti" with ``sum_v softmax_v(s / temperature) * s`` for each maximum over v, and over t alike (the
