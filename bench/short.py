@@ -32,6 +32,8 @@ from .peers import GPU_PEERS, PEERS
 
 ORDER = (
     "temporal_attention", "temporal_conv", "token_shift", "st_adapter", "bottleneck_adapter", "patch_embed", "lora_linear",
+    "frame_attention", "video_cross_attention", "frame_bias", "late_interaction", "text_conditioned_similarity",
+    "text_conditioned_pool", "masked_mean",
 )  # fmt: skip
 PASSES = ("forward", "backward")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
