@@ -50,7 +50,7 @@ def _samples() -> list[Sample]:
         Sample("window, clamped", (q, k, v), {"frames": WINDOW, "edges": "clamp"}),
         Sample("all frames", (q, k, v), {"frames": "all"}),
         Sample("all, extra, mask", (q, k, v), {"frames": "all", "extra": extra, "mask": mask}),
-        Sample("everything", (q, k, v), {**zero, "extra": extra, "mask": mask, "scale": 0.3}, telling=True),
+        Sample("everything", (q, k, v), {**zero, "extra": _extra(2, 3, 9, 2, 16), "mask": mask, "scale": 0.3}, telling=True),
         Sample("heads", (q, k, v), {"frames": heads, "edges": "clamp"}),
         Sample("heads of different windows", (q, k, v), {"frames": ((1, 1), (-2, 0, 2)), "extra": extra}),
         Sample("mask, zero edges", (q, k, v), {"frames": (-1, 1), "edges": "zero", "mask": mask}),
