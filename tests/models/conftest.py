@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +19,19 @@ TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "lay
 def tiny_clip(seed: int = 0, **vision) -> CLIP:
     torch.manual_seed(seed)
     return CLIP(embed_dim=32, vision_cfg={**VISION, **vision}, text_cfg=TEXT)
+
+
+def two_processes(script: Path, folder: Path) -> Path:
+    """``script RANK FOLDER`` as two processes, to their end; the folder."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path]), "OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen([sys.executable, str(script), str(rank), str(folder)], env=environment) for rank in (0, 1)]
+    try:
+        assert [process.wait(timeout=240) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="package")

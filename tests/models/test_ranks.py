@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,24 +10,13 @@ from torch import nn
 
 from i2v_models import checkpoint, evaluate, fit
 
-from .conftest import ClipList
+from .conftest import ClipList, two_processes
 from .test_fit import assert_same_weights, config, losses, video_model
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("ranks.py"))]
-    started = [subprocess.Popen([*command, str(rank), str(root)], env=environment) for rank in (0, 1)]
-    try:
-        assert [process.wait(timeout=240) for process in started] == [0, 0]
-    finally:
-        for process in started:
-            process.kill()
-    return root
+    return two_processes(Path(__file__).with_name("ranks.py"), tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")

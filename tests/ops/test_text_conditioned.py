@@ -78,3 +78,18 @@ def test_pooled_videos_are_not_in_memory():
         mine = peak(lambda: i2v.text_conditioned_similarity(text, k, v, text), "cpu")
         whole = peak(lambda: peers.compared(peers.pool_published, text, k, v, text), "cpu")
     assert whole > 256 and mine < 0.05 * whole
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_similarity_under_autocast(dtype):
+    """Its sums in float32 are products of PyTorch, which autocast must not cast: the result is that of inputs in 16 bits."""
+    given = [torch.randn(shape) for shape in ((5, 16), (4, 6, 16), (4, 6, 16), (5, 16))]
+    found = []
+    for under in (True, False):
+        leaves = [(x if under else x.to(dtype)).clone().requires_grad_() for x in given]
+        with torch.autocast("cpu", dtype, enabled=under):
+            out = i2v.text_conditioned_similarity(*leaves)
+            grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+        found.append([out, *(x.float() for x in grads)])
+    for got, want in zip(*found, strict=True):
+        assert torch.equal(got, want)

@@ -9,6 +9,7 @@ import torch
 from architectures import trained
 from published import EVLCrossAttention, EVLDecoder
 from torch import Tensor, nn
+from twins import results
 
 import i2v_kernels as i2v
 
@@ -17,13 +18,6 @@ def made(device: str = "cpu") -> tuple[EVLCrossAttention, tuple[Tensor, Tensor]]
     torch.manual_seed(0)
     module = trained(EVLCrossAttention((3, 4), 24, device))
     return module, (torch.randn(2, 4, 13, 3, 16), torch.randn(2, 4, 13, 3, 16))
-
-
-def results(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    out = module(*leaves)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
-    return [out, *torch.autograd.grad(out, [*leaves, *module.parameters()], grad)]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

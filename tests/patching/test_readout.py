@@ -9,7 +9,7 @@ import torch
 from architectures import trained
 from published import EVLDecoderLayer, Extractor
 from torch import Tensor, nn
-from twins import twins
+from twins import results, twins
 
 import i2v_kernels as i2v
 
@@ -24,13 +24,6 @@ def made(name: str, dropout: float = 0.0) -> tuple[nn.Module, tuple[Tensor, Tens
 
 
 BOTH = pytest.mark.parametrize("name", ["evl", "uniformerv2"])
-
-
-def results(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    out = module(*leaves)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
-    return [out, *torch.autograd.grad(out, [*leaves, *module.parameters()], grad)]
 
 
 @BOTH

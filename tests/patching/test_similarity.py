@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from twins import results
 
 import i2v_kernels as i2v
 from i2v_kernels.patching import similarity
@@ -95,14 +96,6 @@ def made(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     if name == "ts2_net":
         return TS2Net(), (text[:, :1].clone(), video, masks[0][:, :1].long(), masks[1].long())
     return DRL(name), (text, video, masks[0].long(), masks[1].long())
-
-
-def results(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    leaves = [x.clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
-    out = module(*leaves)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
-    wanted = [x for x in (*leaves, *module.parameters()) if x.requires_grad]
-    return [out, *torch.autograd.grad(out, wanted, grad, allow_unused=True)]
 
 
 NAMES = pytest.mark.parametrize("name", ["wti", "ti", "ts2_net"])

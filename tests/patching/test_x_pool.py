@@ -9,7 +9,7 @@ import torch
 from architectures import trained
 from published import XPool
 from torch import Tensor, nn
-from twins import twins
+from twins import results, twins
 
 import i2v_kernels as i2v
 
@@ -17,14 +17,6 @@ import i2v_kernels as i2v
 def made(texts: int = 20) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
     return trained(XPool(32)), (torch.randn(texts, 32), torch.randn(3, 5, 32))
-
-
-def results(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    torch.manual_seed(2)
-    out = module(*leaves)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
-    return [out, *torch.autograd.grad(out, [*leaves, *module.parameters()], grad)]
 
 
 @pytest.mark.parametrize("texts", [1, 5, 6, 20])

@@ -34,6 +34,16 @@ class Named(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+def results(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any]:
+    """Output and gradients of inputs and parameters, from the same random numbers each time."""
+    leaves = [x.clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
+    torch.manual_seed(2)
+    out = module(*leaves)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    wanted = [x for x in (*leaves, *module.parameters()) if x.requires_grad]
+    return [out, *torch.autograd.grad(out, wanted, grad, allow_unused=True)]
+
+
 def output(model: nn.Module, *inputs: Any) -> Tensor:
     result = model(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))  # some write into their input
     return result if isinstance(result, Tensor) else result[0]

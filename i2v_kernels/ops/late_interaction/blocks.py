@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ... import _extension
 from .. import dispatcher
+from ..backends import OPS
 from ..base import accumulate_dtype
-from ..layout import empty_dense_like
 from ..products import as_rows
 from . import reference
 
@@ -49,16 +49,13 @@ def forward(
     text: Tensor, video: Tensor, text_weight: Tensor | None, video_weight: Tensor | None, text_mask: Tensor | None,
     video_mask: Tensor | None, both: bool, zero: bool, temperature: float, unit: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    from .op import empty_output
+    from .op import begun
 
-    found = scores, text_best, video_best = empty_output(
-        text, video, text_weight, video_weight, text_mask, video_mask, both, zero, temperature, unit, keep
-    )
-    if text.numel() == 0 or video.numel() == 0:
-        given = (text, video, text_weight, video_weight, text_mask, video_mask)
-        for into, result in zip(found, reference.forward(*given, both, zero, temperature, unit, keep)):
-            into.copy_(result)
+    given = (text, video, text_weight, video_weight, text_mask, video_mask)
+    found, done = begun(*given, both, zero, temperature, unit, keep)
+    if done:
         return found
+    scores, text_best, video_best = found
     if temperature:
         for a, b in tiles(text, video, ATTENDED):
             given = (text[a], video[b], part(text_weight, a), part(video_weight, b), part(text_mask, a), part(video_mask, b))
@@ -96,14 +93,15 @@ def backward(
     text_best: Tensor, video_best: Tensor, wanted: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     given = (text, video, text_weight, video_weight, text_mask, video_mask)
-    dx = [empty_dense_like(x) if want else None for x, want in zip((text, video), wanted)]
-    dw = [torch.empty_like(w) if w is not None and want else None for w, want in zip(given[2:4], wanted[2:])]
+    rest = (both, zero, temperature, unit, keep, text_best, video_best, wanted)
+    grads = OPS["late_interaction"].fake_backward(grad, *given, *rest)  # type: ignore[misc]
+    into = [x if want and like is not None else None for x, like, want in zip(grads, given, wanted)]
+    dx, dw = into[:2], into[2:]
     if text.numel() == 0 or video.numel() == 0:
-        for x in (*dx, *dw):
-            if x is not None:
-                x.zero_()
+        for x in grads:
+            x.zero_()
     elif temperature:
-        _add_attended(grad, given, (both, zero, temperature, unit, False), [*dx, *dw])
+        _add_attended(grad, given, (both, zero, temperature, unit, False), into)
     else:
         if text_best.numel() == 0:  # they were not asked for
             _, text_best, video_best = forward(*given, both, zero, temperature, unit, True)
@@ -114,7 +112,7 @@ def backward(
         if wanted[1] or wanted[3]:
             weights, masks = (video_weight, text_weight), (video_mask, text_mask)
             side(dx[1], dw[1], grad.t(), video, text, *weights, *masks, *reversed(swapped), both)
-    return tuple(grad.new_empty(0) if x is None else x for x in (*dx, *dw))
+    return grads
 
 
 def _add_attended(grad: Tensor, given: tuple[Any, ...], options: tuple[Any, ...], into: list[Tensor | None]) -> None:

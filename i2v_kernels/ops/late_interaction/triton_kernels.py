@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backends import OPS
 from ..triton_common import Entry, Launch, cdiv, pow2
 from ..triton_launch import run
-from . import reference
-from .op import empty_grads, empty_output
+from .op import begun, empty_output
 from .triton_tiles import (
     MOST,
     attention,
@@ -29,11 +29,11 @@ from .triton_tiles import (
     valid,
 )
 
-# A last batch with fewer texts and videos compiles nothing anew: their numbers are in these strides.
-SIZES, STEPS = ["A", "V", "Nt", "Nv"], ["s_sa", "s_sv", "s_ga", "s_gv", "s_xba", "s_xbv", "s_yba", "s_ybv"]
+# Sizes, and strides that the numbers of texts and videos are in: with other numbers nothing is compiled anew.
+SIZES = ["A", "V", "Nt", "Nv", "s_sa", "s_sv", "s_ga", "s_gv", "s_xba", "s_xbv", "s_yba", "s_ybv"]
 
 
-@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STEPS)
+@triton.jit(do_not_specialize=SIZES)
 def late_interaction_kernel(
     x, y,  # [A, Nt, D], [V, Nv, D]
     x_weight, y_weight, x_mask, y_mask,
@@ -112,7 +112,7 @@ def late_interaction_kernel(
     tl.store(p_s, b_score, mask=m_s)
 
 
-@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STEPS)
+@triton.jit(do_not_specialize=SIZES)
 def late_interaction_backward_kernel(
     g,  # [A, V] fp32
     x, y, x_weight, y_weight, x_mask, y_mask, x_best, y_best,
@@ -272,7 +272,7 @@ def plan_backward(
     bt = max(16, min(pow2(rows), MOST if temperature else 32 if wide else 64))
     nv, bv = together(y.shape[1], 16 if wide else 32 if temperature else 64, MOST if temperature else 16 if wide else 64)
     bd, others = block_of_channels(x, temperature > 0), cdiv(y.shape[1], bv)
-    threads = 256 if temperature or (others > 1 and (wide or bt > 32)) else 128
+    threads = 256 if others > 1 and (wide or bt > 32) else 128
     if bt * nv * bv > 32 * threads:
         threads = 512
     stride, unit = steps(x=x, y=y, dx=x if dx is None else dx)
@@ -298,10 +298,8 @@ def forward(
     video_mask: Tensor | None, both: bool, zero: bool, temperature: float, unit: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     given = (text, video, text_weight, video_weight, text_mask, video_mask)
-    found = empty_output(*given, both, zero, temperature, unit, keep)
-    if text.numel() == 0 or video.numel() == 0:
-        for into, result in zip(found, reference.forward(*given, both, zero, temperature, unit, keep)):
-            into.copy_(result)
+    found, done = begun(*given, both, zero, temperature, unit, keep)
+    if done:
         return found
     scores, *best = found
     run(plan, (*given, scores, *(x if x.numel() else None for x in best)), (both, zero, temperature, unit))
@@ -314,7 +312,8 @@ def backward(
     text_best: Tensor, video_best: Tensor, wanted: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     given: Given = (text, video, text_weight, video_weight, text_mask, video_mask)
-    grads = empty_grads(grad, *given, wanted)
+    rest = (both, zero, temperature, unit, keep, text_best, video_best, wanted)
+    grads = OPS["late_interaction"].fake_backward(grad, *given, *rest)  # type: ignore[misc]
     if text.numel() == 0 or video.numel() == 0:
         for x in grads:
             x.zero_()
